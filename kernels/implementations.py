@@ -1,0 +1,168 @@
+"""Which implementation computes which operator, with which kernel, and why one cannot run here.
+
+An *implementation* is one consistent way of computing all operators. Nothing ever falls back: asking for
+one that cannot run raises `Unavailable` with the reason and the remedy.
+"""
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+IMPLEMENTATIONS = ("triton", "cuda", "torch", "cpu", "hf")
+
+# "module:function" and not the function itself, so that a missing package is a reason and not an ImportError.
+# Every function takes the operands of its operator's `<operator>_ref` and returns the same.
+TABLE = {
+    "selective_scan": {
+        "triton": "kernels.selective_scan.forward:selective_scan_triton",
+        "cuda": "kernels.selective_scan.cuda:selective_scan_cuda",
+        "torch": "kernels.selective_scan.portable:selective_scan_torch",
+        "cpu": "kernels.selective_scan.cpu:selective_scan_cpu",
+        "hf": "kernels.selective_scan.hf:selective_scan_hf",
+        "reference": "kernels.selective_scan.reference:selective_scan_ref",
+    },
+    "causal_conv1d": {
+        "triton": "kernels.causal_conv1d.forward:causal_conv1d_triton",
+        "cuda": "kernels.causal_conv1d.cuda:causal_conv1d_cuda",
+        "torch": "kernels.causal_conv1d.portable:causal_conv1d_torch",
+        "cpu": "kernels.causal_conv1d.cpu:causal_conv1d_cpu",
+        "hf": "kernels.causal_conv1d.hf:causal_conv1d_hf",
+        "reference": "kernels.causal_conv1d.reference:causal_conv1d_ref",
+    },
+    "causal_attention": {
+        "triton": "kernels.causal_attention.forward:causal_attention_triton",
+        "cuda": "kernels.causal_attention.cuda:causal_attention_cuda",
+        "torch": "kernels.causal_attention.portable:causal_attention_torch",
+        "cpu": "kernels.causal_attention.cpu:causal_attention_cpu",
+        "hf": "kernels.causal_attention.hf:causal_attention_hf",
+        "reference": "kernels.causal_attention.reference:causal_attention_ref",
+    },
+}
+
+# The CUDA module whose absence makes `cuda` unavailable, and how to get it. causal_attention needs none:
+# torch brings CUDA kernels of its own.
+CUDA_PACKAGES = {
+    "selective_scan": (
+        "selective_scan_cuda",
+        "MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation mamba-ssm",
+    ),
+    "causal_conv1d": ("causal_conv1d_cuda", "pip install --no-build-isolation causal-conv1d"),
+}
+
+
+class Unavailable(RuntimeError):
+    """An implementation that cannot run here; the message says why and what would help."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of `implementations()`: can `name` compute `operator` here, and with which function."""
+
+    name: str
+    operator: str
+    available: bool
+    reason: str
+    kernel: str
+
+
+def implementations(device=None):
+    """What can run on `device` (the first GPU if there is one, else the CPU): a list of `Row`."""
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    rows = []
+    for operator, by_name in TABLE.items():
+        for name in IMPLEMENTATIONS:
+            reason = why_unavailable(name, operator, device)
+            rows.append(Row(name, operator, not reason, reason, by_name[name].split(":")[1]))
+    return rows
+
+
+def check_impl(impl):
+    """Raise ValueError unless `impl` names an implementation (or the `reference`)."""
+    if impl not in (*IMPLEMENTATIONS, "reference"):
+        raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
+
+
+def find(operator, impl, device) -> Callable:
+    """The function that computes `operator`; ValueError for an unknown `impl`, `Unavailable` for an absent one."""
+    check_impl(impl)
+    reason = why_unavailable(impl, operator, torch.device(device))
+    if reason:
+        raise Unavailable(f"{operator}: impl {impl!r} is unavailable, because {reason}")
+    return _load(TABLE[operator][impl])
+
+
+@cache
+def _load(address):
+    module, function = address.split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def why_unavailable(impl, operator, device):
+    """The reason why `impl` cannot compute `operator` on tensors of `device`; empty if it can."""
+    device = torch.device(device)
+    match impl:
+        case "hf":
+            return _missing("transformers", "pip install transformers")
+        case "cpu":
+            if device.type != "cpu":
+                return f"its kernels take CPU tensors, got {device.type} tensors"
+            return _missing("numba", "pip install numba")
+        case "cuda":
+            if not torch.cuda.is_available():
+                return "there is no CUDA device on this machine"
+            if device.type != "cuda":
+                return f"its kernels take CUDA tensors, got {device.type} tensors"
+            return _missing(*CUDA_PACKAGES[operator]) if operator in CUDA_PACKAGES else ""
+        case "triton":
+            reason = _missing("triton", "pip install triton")
+            if not reason and device.type == "cpu" and not interpreted():
+                return (
+                    "Triton compiles for GPUs and these are CPU tensors; "
+                    "TRITON_INTERPRET=1 runs its kernels through the interpreter (slow, for parity)"
+                )
+            return reason
+    return ""
+
+
+def interpreted():
+    """Whether Triton kernels run through the interpreter (the variable is read when they are imported)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _missing(module, remedy):
+    found = importlib.util.find_spec(module) is not None
+    return "" if found else f"the module {module} is not installed ({remedy})"
+
+
+_recorder: ContextVar[dict | None] = ContextVar("crossover_kernel_manifest", default=None)
+
+
+@contextmanager
+def recording():
+    """Collect the manifest of what really runs: `with recording() as manifest:` fills {operator: kernel}."""
+    manifest = {}
+    token = _recorder.set(manifest)
+    try:
+        yield manifest
+    finally:
+        _recorder.reset(token)
+
+
+def is_recording():
+    """Whether a manifest is being collected (a kernel's name may cost something to find out)."""
+    return not torch.compiler.is_compiling() and _recorder.get() is not None
+
+
+def note(operator, kernel):
+    """Called by every implementation with the name of the kernel that it is about to run."""
+    if is_recording():
+        manifest = _recorder.get()
+        seen = manifest.get(operator, kernel).split(" + ")
+        manifest[operator] = " + ".join(dict.fromkeys([*seen, kernel]))
