@@ -98,7 +98,9 @@ def git_state():
     root = Path(__file__).resolve().parent.parent
 
     def git(*args):
-        return subprocess.run(["git", "-C", root, *args], capture_output=True, text=True, check=True)
+        return subprocess.run(
+            ["git", "-C", root, *args], capture_output=True, text=True, check=True
+        )
 
     try:
         revision = git("rev-parse", "HEAD").stdout.strip()
@@ -112,10 +114,7 @@ def measure_peaks(device):
     """Copy bandwidth (bytes read plus written a second) and matrix rates (FLOP/s) by dtype, best of several."""
     device = torch.device(device)
     on_gpu = device.type == "cuda"
-    source = torch.randn((1 << 28) if on_gpu else (1 << 24), device=device)
-    target = torch.empty_like(source)
-    copy = 2 * source.nbytes / _best_time(lambda: target.copy_(source), device)
-    del source, target
+    copy = _copy_bandwidth((1 << 28) if on_gpu else (1 << 24), device)
     size = 8192 if on_gpu else 1024
     rates = {}
     for name, dtype, precision in _matrix_dtypes(on_gpu):
@@ -127,6 +126,12 @@ def measure_peaks(device):
         finally:
             torch.set_float32_matmul_precision(before)
     return {"copy_bytes_per_s": copy, "matmul_flops": rates}
+
+
+def _copy_bandwidth(elements, device):
+    source = torch.randn(elements, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _best_time(lambda: target.copy_(source), device)
 
 
 def _matrix_dtypes(on_gpu):

@@ -1,0 +1,23 @@
+"""The operators of the lab, each with five implementations behind one public function.
+
+    import kernels
+
+    y = kernels.selective_scan(u, delta, A, B, C, D, z=z, delta_bias=bias, delta_softplus=True, impl="triton")
+    y = kernels.causal_conv1d(x, weight, bias, activation="silu", impl="triton")
+    o = kernels.causal_attention(q, k, v, impl="triton")
+    kernels.implementations()          # what can run here, and why the rest cannot
+
+The operators' folders have the names of the functions: import what is inside them with
+`from kernels.selective_scan.problem import SelectiveScanProblem`.
+"""
+
+from kernels.causal_conv1d.op import causal_conv1d
+from kernels.implementations import Unavailable, implementations
+from kernels.selective_scan.op import selective_scan
+
+__all__ = [
+    "Unavailable",
+    "causal_conv1d",
+    "implementations",
+    "selective_scan",
+]

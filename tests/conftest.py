@@ -7,7 +7,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import pytest  # noqa: E402  (after the environment is set)
+import pytest
 
 
 @pytest.fixture(scope="session")

