@@ -1,0 +1,126 @@
+"""Put an implementation under a transformers model, and take it off again. No global is patched.
+
+with use(model, "triton"), recording() as manifest:
+    model(ids)                        # manifest: {"causal_conv1d": "triton...", "selective_scan": "triton..."}
+"""
+
+import copy
+
+from kernels.implementations import find
+from models import attention
+from models.mamba_mixer import OperatorMixer, TransformersMixer
+from models.presets import ARCHITECTURES
+from profiles.ranges import annotate_layers
+
+OPERATORS = {"mamba": ("causal_conv1d", "selective_scan"), "llama": ("causal_attention",)}
+
+
+def use(model, impl):
+    """Compute the token mixing of `model` with `impl`, until the returned `Binding` is restored.
+
+    The model keeps its parameters: the same objects under the same names. A model that is bound already is restored
+    first, and its old Binding has nothing left to do.
+
+    Args:
+        model: a transformers Mamba or LLaMA model; only this instance is changed.
+        impl: `triton`, `cuda`, `torch`, `cpu`, `hf` (transformers' own PyTorch path) or `reference`.
+
+    Raises:
+        Unavailable: `impl` cannot compute an operator of this architecture on the model's device.
+        ValueError: an unknown `impl`, or a model that is not one of the two.
+        In each case the model is left as it was.
+    """
+    arch = architecture(model)
+    device = next(model.parameters()).device
+    for operator in OPERATORS[arch]:
+        find(operator, impl, device)
+    if arch == "mamba" and model.config.hidden_act not in ("silu", "swish"):
+        raise ValueError(
+            f"the convolution takes the activation silu, got {model.config.hidden_act!r}"
+        )
+    if bound := vars(model).get("_crossover_binding"):
+        bound.restore()
+    return Binding(model, impl, arch)
+
+
+class Binding:
+    """An implementation under a model: `.model`, `.impl`, `.restore()`, and a context manager that restores."""
+
+    def __init__(self, model, impl, arch):
+        self.model = model
+        self.impl = impl
+        # plain data and no closures, so that a deep copy of a bound model can be restored on its own
+        self._mixers = []
+        self._config = None
+        self._handles = annotate_layers(layers(model))
+        if arch == "mamba":
+            self._exchange_mixers()
+        else:
+            self._name_attention()
+        model._crossover_binding = self
+
+    def _exchange_mixers(self):
+        for layer in layers(self.model):
+            self._mixers.append(layer.mixer)
+            layer.mixer = (
+                TransformersMixer(layer.mixer)
+                if self.impl == "hf"
+                else OperatorMixer(layer.mixer, self.impl)
+            )
+
+    def _name_attention(self):
+        # models may share a config: this one gets a copy
+        self._config = self.model.config
+        config = copy.copy(self._config)
+        config._attn_implementation = attention.register(self.impl)
+        _set_config(self.model, self._config, config)
+        if self.impl != "hf":
+            check = attention.check_inputs(self.impl)
+            body = self.model.base_model
+            self._handles.append(body.register_forward_pre_hook(check, with_kwargs=True))
+
+    def restore(self):
+        """Give the model back its own mixers or attention; a second call does nothing."""
+        for handle in self._handles:
+            handle.remove()
+        for layer, mixer in zip(layers(self.model), self._mixers, strict=False):
+            mixer.train(layer.mixer.training)
+            layer.mixer = mixer
+        if self._config is not None:
+            _set_config(self.model, self.model.config, self._config)
+        self._handles, self._mixers, self._config = [], [], None
+        if vars(self.model).get("_crossover_binding") is self:
+            del self.model._crossover_binding
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.restore()
+
+    def __repr__(self):
+        return f"Binding({type(self.model).__name__}, {self.impl!r})"
+
+
+def architecture(model):
+    """`mamba` or `llama`; ValueError for any other model."""
+    found = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    if found not in ARCHITECTURES:
+        raise ValueError(f"model must be a transformers Mamba or LLaMA model, got {found}")
+    return found
+
+
+def layers(model):
+    """The blocks of a Mamba or LLaMA model, first to last."""
+    return list(model.base_model.layers)
+
+
+def final_norm(model):
+    """The norm between the last block and the head."""
+    return model.base_model.norm_f if architecture(model) == "mamba" else model.base_model.norm
+
+
+def _set_config(model, old, new):
+    for module in model.modules():
+        if vars(module).get("config") is old:
+            module.config = new

@@ -1,0 +1,37 @@
+"""A model whose every step is float64, for use as the gold value of the accuracy rule.
+
+transformers keeps some steps in float32 whatever the dtype of the model: the norms, Mamba's residual stream and the
+rotary table. `widen` lifts the first two. The rotary table stays, because it is part of the model: all
+implementations are given the same one.
+"""
+
+import torch
+from torch import nn
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) * weight in the dtype of the weight."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.weight = norm.weight
+        self.variance_epsilon = norm.variance_epsilon
+
+    def forward(self, hidden_states):
+        """hidden_states: (..., hidden); returns the same shape and dtype."""
+        mean_square = hidden_states.square().mean(-1, keepdim=True)
+        return self.weight * hidden_states * torch.rsqrt(mean_square + self.variance_epsilon)
+
+
+def widen(model):
+    """Take the float32 steps out of a float64 transformers model, in place.
+
+    Two are left: `MambaForCausalLM` returns its logits rounded to float32, and the mixers and attention of
+    transformers themselves (`hf`) compute in float32; bind the model to `reference`.
+    """
+    for module in list(model.modules()):
+        if hasattr(module, "residual_in_fp32"):
+            module.residual_in_fp32 = False
+        for name, child in module.named_children():
+            if type(child).__name__.endswith("RMSNorm"):
+                setattr(module, name, RMSNorm(child))
