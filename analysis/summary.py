@@ -1,0 +1,218 @@
+"""Read a run and write what it says: tables/*.md, tables/*.csv, figures/*.png, and a summary on the terminal."""
+
+import argparse
+import math
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from rich.text import Text
+
+from analysis import figures, load, render, tables
+from analysis.crossover import crossover_table
+from analysis.effects import ratio_matrix, spread
+from analysis.load import MEASURES, of
+from analysis.paper import beside
+from analysis.scaling import fits_table, slopes_table
+from analysis.wording import between, number
+from bench.records import RecordError, Run, read_run
+
+
+@dataclass
+class Results:
+    """Everything that is computed from a run, each part when it is first asked for; by measure where it says so."""
+
+    run: Run
+
+    @cached_property
+    def records(self):
+        return load.frame(self.run)
+
+    @cached_property
+    def cells(self):
+        return load.cells(self.records)
+
+    @cached_property
+    def curves(self):
+        return {m: load.curves(self.records, m) for m in MEASURES}
+
+    @cached_property
+    def matrix(self):
+        return {m: ratio_matrix(self.curves[m], m) for m in MEASURES}
+
+    @cached_property
+    def spread(self):
+        return {m: spread(self.matrix[m]) for m in MEASURES}
+
+    @cached_property
+    def fits(self):
+        return {m: fits_table(self.curves[m], m) for m in MEASURES}
+
+    @cached_property
+    def slopes(self):
+        return {m: slopes_table(self.curves[m], m) for m in MEASURES}
+
+    @cached_property
+    def crossovers(self):
+        return {m: crossover_table(self.curves[m], m) for m in MEASURES}
+
+    @cached_property
+    def paper(self):
+        return beside(self)
+
+
+def write(run_dir):
+    """Write the tables and figures of a run into its directory.
+
+    Returns:
+        list of rich renderables: the tables, the summary and where the files are.
+
+    Raises:
+        RecordError: the directory is no run, in one line.
+    """
+    run_dir = Path(run_dir)
+    results = Results(read_run(run_dir))
+    written = tables.write(results, run_dir / "tables")
+    drawn = figures.write(results, run_dir / "figures")
+    shown = tables.terminal(results)
+    shown.append(Text("\n".join(["Summary", *(f"- {s}" for s in sentences(results))]) + "\n"))
+    shown.append(Text(f"{run_dir / 'tables'}: {len(written)} files"))
+    shown.append(
+        Text(f"{run_dir / 'figures'}: {', '.join(p.name for p in drawn) or 'nothing to draw'}")
+    )
+    return shown
+
+
+def sentences(results):
+    """What the run says, in plain sentences made from its data alone."""
+    if results.records.empty:
+        return ["This run holds no record yet."]
+    found = []
+    for measure in ("time", "memory"):
+        for setting in sorted({key[0] for key in results.curves[measure]}):
+            found += _winner(results, setting, measure)
+            found += _effect(results, setting, measure)
+    return [*found, *_parity(results), *_absent(results), *_failed(results), *_incomplete(results)]
+
+
+def _winner(results, setting, measure):
+    """Who wins at the longest length that has a ratio."""
+    here = of(results.matrix[measure], setting)
+    here = here[here.ratio.notna()]
+    if here.empty:
+        if (
+            measure == "time"
+            and len({key[1] for key in results.curves["time"] if key[0] == setting}) == 1
+        ):
+            yield f"{setting}: only one architecture was measured, so nothing is compared."
+        return
+    here = here[here.seqlen == here.seqlen.max()]
+    clauses = [
+        f"both under {r.llama_impl} {_clause(r, measure)}"
+        for _, r in here[here.diagonal].iterrows()
+    ]
+    for _, r in here[here.best & ~here.diagonal].iterrows():
+        clauses.append(
+            f"best against best (llama {r.llama_impl}, mamba {r.mamba_impl}) {_clause(r, measure)}"
+        )
+    for _, r in here[here.best & here.diagonal].iterrows():
+        clauses.append(f"best against best is {r.llama_impl} on both sides")
+    if not clauses:
+        clauses = [
+            f"llama {r.llama_impl}, mamba {r.mamba_impl} {_clause(r, measure)}"
+            for _, r in here.iterrows()
+        ]
+    yield f"{tables.NAMES[measure].capitalize()} at {here.seqlen.max():,} tokens ({setting}): {'; '.join(clauses)}."
+
+
+def _clause(row, measure):
+    if row.ratio in (0, math.inf):
+        return f"{row.winner} wins, because {between(row).replace(' out', ' ran out')}"
+    less = "is faster" if measure == "time" else "needs less"
+    says = {"mamba": f"mamba {less}", "llama": f"llama {less}"}.get(row.winner, row.winner)
+    return f"{says}, llama/mamba = {between(row)}"
+
+
+def _effect(results, setting, measure):
+    """How far the implementation moves the ratio, beside the architecture's own ratios."""
+    here = of(results.spread[measure], setting)
+    here = here[here.pairs > 1]
+    if here.empty:
+        return
+    row = here.loc[here.seqlen.idxmax()]
+    text = (
+        f"The implementation alone moves llama/mamba in {tables.NAMES[measure]} at {row.seqlen:,} tokens from "
+        f"{number(row.lowest)} to {number(row.highest)} over {row.pairs} pairs, a factor of {number(row.factor)}"
+    )
+    if row.diagonal_lowest < row.diagonal_highest:
+        text += "; with the same implementation on both sides "
+        text += f"from {number(row.diagonal_lowest)} to {number(row.diagonal_highest)}"
+    yield text + ("; and it decides who wins." if row.flips else ".")
+
+
+def _parity(results):
+    cells = results.cells
+    ok = cells[cells.status == "ok"]
+    if len(ok):
+        passed = ok[ok.parity_passed.eq(True)]
+        worst = f" (largest error {passed.parity.max():.2f} of its bound)" if len(passed) else ""
+        yield f"Parity with the reference is proven for {len(passed)} of {len(ok)} measured cells{worst}."
+    for impl, group in cells[cells.status == "interpreted"].groupby("impl"):
+        passed = group[group.parity_passed.eq(True)]
+        yield f"{impl} ran through the interpreter: parity proven for {len(passed)} of {len(group)} cells, no times."
+
+
+def _absent(results):
+    gone = results.cells[results.cells.status == "unavailable"]
+    for (impl, reason), group in gone.groupby(["impl", "reason"], sort=False):
+        archs = " and ".join(sorted(group.arch.unique()))
+        yield f"{impl} is unavailable for {archs}: {reason or 'no reason recorded'}."
+
+
+def _failed(results):
+    words = {"oom": "ran out of memory", "timeout": "timed out", "error": "failed"}
+    failed = results.cells[results.cells.status.isin(list(words))]
+    for (arch, impl, status), group in failed.groupby(["arch", "impl", "status"], sort=False):
+        at = ", ".join(f"{n:,}" for n in sorted(group.seqlen.unique()))
+        reason = next((r for r in group.reason if r), "")
+        yield f"{arch} under {impl} {words[status]} at {at} tokens{': ' + reason if reason else ''}."
+
+
+def _incomplete(results):
+    planned, rounds = results.run.plan.get("cells") or [], results.run.plan.get("rounds") or 1
+    have = {tuple(row[name] for name in load.CELL): row for _, row in results.cells.iterrows()}
+    missing = 0
+    for cell in planned:
+        row = have.get(tuple(cell[name] for name in load.CELL))
+        missing += row is None or (row.status == "ok" and not row.reason and row.rounds < rounds)
+    padded = sorted(results.records[results.records.padded > 0].seqlen.unique())
+    if padded:
+        yield f"Input padded with zeros, which count as tokens: {', '.join(f'{n:,}' for n in padded)} tokens."
+    if missing:
+        yield f"The run is incomplete: {missing} of {len(planned)} cells lack rounds; `--resume` completes it."
+    if len(results.cells) and results.cells.rounds.max() == 1:
+        yield "One round gives no interval and so no verdict: the numbers above are single observations."
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.summary",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("run", type=Path, help="a run directory, as bench.sweep writes it")
+    run = parser.parse_args(argv).run
+    try:
+        shown = write(run)
+    except RecordError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    out = render.console()
+    for renderable in shown:
+        out.print(renderable)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+import matplotlib.image
+import numpy as np
+import pytest
+
+from analysis import figures
+from tests.analysis.simulate import Simulation
+
+NAMES = {f"{kind}{measure}" for kind in ("", "ratio_", "slopes_") for measure in ("time", "memory")}
+
+
+def test_every_figure_is_drawn(results, tmp_path):
+    found = results(Simulation(out_of_memory={("llama", "hf"): 1448}))
+    paths = figures.write(found, tmp_path / "figures")
+    assert {p.stem for p in paths} == NAMES
+    for path in paths:
+        image = matplotlib.image.imread(path)
+        assert image.shape[1] >= 600, path
+        assert len(np.unique(image[..., :3].sum(axis=2).round(3))) > 20, f"{path} is blank"
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"rounds": 1}, NAMES),
+        ({"seqlens": (128,)}, NAMES - {"slopes_time", "slopes_memory"}),
+        ({"costs": {("mamba", "cpu"): (8.0, 0.12, 0.0)}}, NAMES - {"ratio_time", "ratio_memory"}),
+        ({"rounds": 0}, set()),
+        ({"out_of_memory": dict.fromkeys(Simulation().costs, 128)}, set()),
+    ],
+)
+def test_partial_runs_draw_what_they_can(changed, expected, results, tmp_path):
+    paths = figures.write(results(Simulation(**changed)), tmp_path / "figures")
+    assert {p.stem for p in paths} == expected
+
+
+def test_labels_at_line_ends_do_not_touch():
+    heights = figures._apart([0.10, 0.11, 0.12, 0.50, 0.90], 0.05)
+    assert np.diff(heights).min() >= 0.05 - 1e-12
+    assert heights[3:] == [0.50, 0.90]
+    assert np.mean(heights[:3]) == pytest.approx(0.11)
+
+
+def test_two_settings_have_files_of_their_own(results, tmp_path):
+    found = results(Simulation(seqlens=(128, 256), costs={("mamba", "cpu"): (8.0, 0.12, 0.0)}))
+    for record in list(found.run.records):
+        found.run.records.append({**record, "cell": {**record["cell"], "dtype": "bf16"}})
+    names = {p.stem for p in figures.write(found, tmp_path / "figures")}
+    assert {"time_fp32", "time_bf16"} <= names
