@@ -1,0 +1,276 @@
+"""Device code of `triton`: the scan of one segment, and the chaining of segments. Design: `forward.py`."""
+# ruff: noqa: RUF005 (Triton has no starred expressions)
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def load_states(ptr, strides, offs_d, mask_d, scale, DSTATE: tl.constexpr):
+    """`scale` times DSTATE vectors over the channels `offs_d` of a (dim, dstate) matrix."""
+    states = ()
+    for n in tl.static_range(DSTATE):
+        at = ptr + offs_d * strides[0] + n * strides[1]
+        states = states + (tl.load(at, mask=mask_d).to(tl.float32) * scale,)
+    return states
+
+
+@triton.jit
+def load_words(ptr, stride, mask, DSTATE: tl.constexpr, PACK: tl.constexpr):
+    """The DSTATE numbers of a row of B or C, PACK neighbours of them in one 32- or 64-bit load."""
+    bits: tl.constexpr = PACK * ptr.dtype.element_ty.primitive_bitwidth
+    words = ()
+    for i in tl.static_range(DSTATE // PACK):
+        at = ptr + i * PACK * stride
+        if PACK > 1:
+            at = at.to(tl.pointer_type(tl.int64 if bits == 64 else tl.int32))
+        words = words + (tl.load(at, mask=mask),)
+    return words
+
+
+@triton.jit
+def unpack(words, n: tl.constexpr, dtype: tl.constexpr, PACK: tl.constexpr):
+    """Number `n` of a row of `dtype` that `load_words` loaded, as float32."""
+    word = words[n // PACK]
+    if PACK > 1:
+        bits: tl.constexpr = dtype.primitive_bitwidth
+        if bits * PACK == 64:
+            word = (word >> (32 * (bits * (n % PACK) // 32))).to(tl.int32)
+        if dtype == tl.float32:
+            word = word.to(tl.float32, bitcast=True)
+        elif dtype == tl.bfloat16:
+            # a bfloat16 is the upper half of the float32 of the same value
+            word = (word << 16 if n % 2 == 0 else word & -65536).to(tl.float32, bitcast=True)
+        else:
+            word = (word >> (16 * (n % 2))).to(tl.int16).to(dtype, bitcast=True)
+    return word.to(tl.float32)
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + e^x) = max(x, 0) + log1p(e^-|x|), with log1p(e) / e as a minimax polynomial (3e-8 on 0..1).
+
+    The hardware's logarithm errs by 2^-22 near 1, which is all of a small step size.
+    """
+    t = tl.abs(x) * -LOG2E
+    lost = tl.fma(tl.abs(x), LOG2E, t)  # what rounding t lost
+    e = tl.exp2(t)
+    e = tl.fma(e, lost * -LN2, e)
+    p = tl.fma(e, 0.0052323836292632615, -0.029504854178905443)
+    p = tl.fma(e, p, 0.07822699377928641)
+    p = tl.fma(e, p, -0.13663505598797418)
+    p = tl.fma(e, p, 0.1910622860210183)
+    p = tl.fma(e, p, -0.24843071230572322)
+    p = tl.fma(e, p, 0.3331911332122851)
+    p = tl.fma(e, p, -0.49999494283250223)
+    p = tl.fma(e, p, 0.9999999700104023)
+    return tl.fma(e, p, tl.maximum(x, 0.0))
+
+
+@triton.jit
+def load_token(streams, mask):
+    """One token of every stream, as stored."""
+    token = ()
+    for i in tl.static_range(len(streams)):
+        token = token + (tl.load(streams[i], mask=mask),)
+    return token
+
+
+@triton.jit
+def next_token(streams, TIME_STRIDES: tl.constexpr):
+    moved = ()
+    for i in tl.static_range(len(streams)):
+        moved = moved + (streams[i] + TIME_STRIDES[i],)
+    return moved
+
+
+@triton.jit
+def advance(
+    h, steps, rates, token, B, bias,
+    dtype: tl.constexpr, SOFTPLUS: tl.constexpr, DSTATE: tl.constexpr, PACK: tl.constexpr,
+):  # fmt: skip
+    """h <- exp(d A) h + (d u) B for every state, with rates = A log2(e); steps <- steps + d."""
+    u = token[0].to(tl.float32)
+    d = token[1].to(tl.float32) + bias
+    if SOFTPLUS:
+        d = softplus(d)
+    du = d * u
+    new = ()
+    for n in tl.static_range(DSTATE):
+        new = new + (tl.fma(tl.exp2(d * rates[n]), h[n], du * unpack(B, n, dtype, PACK)),)
+    return new, steps + d
+
+
+@triton.jit
+def read_out(
+    h, token, C, D,
+    dtype: tl.constexpr, GATED: tl.constexpr, PARTIAL: tl.constexpr, DSTATE: tl.constexpr,
+    PACK: tl.constexpr,
+):  # fmt: skip
+    """y = (<h, C> + D u + partial) silu(z); D may be None."""
+    y = h[0] * unpack(C, 0, dtype, PACK)
+    for n in tl.static_range(1, DSTATE):
+        y = tl.fma(h[n], unpack(C, n, dtype, PACK), y)
+    if D is not None:
+        y = tl.fma(D, token[0].to(tl.float32), y)
+    if PARTIAL:
+        y += token[3 if GATED else 2]
+    if GATED:
+        z = token[2].to(tl.float32)
+        root = tl.rsqrt(1.0 + tl.exp2(z * -LOG2E))  # its square is cheaper than a division
+        y *= z * (root * root)
+    return y
+
+
+@triton.jit
+def selective_scan_fwd_kernel(
+    u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, first_ptr, partial_ptr,
+    y_ptr, last_ptr, steps_ptr,
+    u_strides, delta_strides, A_strides, B_strides, C_strides, z_strides, first_strides, y_strides,
+    last_strides,
+    seqlen, segment, dim, ngroups,
+    TIME_STRIDES: tl.constexpr,
+    Y_STEP: tl.constexpr,
+    B_STEP: tl.constexpr,
+    C_STEP: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    RAGGED: tl.constexpr,
+    DSTATE: tl.constexpr,
+    PACK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    AHEAD: tl.constexpr,
+    UNROLL: tl.constexpr,
+):  # fmt: skip
+    """One warp, BLOCK_D channels, one segment. Without y_ptr only its last state and sum of steps.
+
+    Strides are (batch, group or segment if any, channel, state if any). Those in time are constants:
+    TIME_STRIDES of u, delta, and of z and partial if there; Y_STEP, B_STEP, C_STEP. `partial` lies like y.
+    """
+    B_TYPE: tl.constexpr = B_ptr.dtype.element_ty
+    C_TYPE: tl.constexpr = B_TYPE if C_ptr is None else C_ptr.dtype.element_ty
+    GATED: tl.constexpr = z_ptr is not None
+    PARTIAL: tl.constexpr = partial_ptr is not None
+    group_dim = dim // ngroups
+    blocks = tl.cdiv(group_dim, BLOCK_D)
+    pid_d = tl.program_id(0) % (blocks * ngroups)
+    pid_b = (tl.program_id(0) // (blocks * ngroups)).to(tl.int64)
+    pid_s = tl.program_id(1).to(tl.int64)
+    group = pid_d // blocks
+    in_group = (pid_d % blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
+    mask_d = in_group < group_dim if RAGGED else None
+    offs_d = (group * group_dim + in_group).to(tl.int64)
+    start = pid_s * segment
+    end = tl.minimum(start + segment, seqlen)
+
+    rates = load_states(A_ptr, A_strides, offs_d, mask_d, LOG2E, DSTATE)
+    bias = 0.0
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + offs_d, mask=mask_d).to(tl.float32)
+    D = None
+    if D_ptr is not None:
+        D = tl.load(D_ptr + offs_d, mask=mask_d).to(tl.float32)
+    h = ()
+    if first_ptr is not None:
+        first_ptr += pid_b * first_strides[0] + pid_s * first_strides[1]
+        h = load_states(first_ptr, first_strides[2:], offs_d, mask_d, 1.0, DSTATE)
+    else:
+        for _ in tl.static_range(DSTATE):
+            h = h + (tl.zeros((BLOCK_D,), tl.float32),)
+    steps = tl.zeros((BLOCK_D,), tl.float32)
+
+    u_ptr += pid_b * u_strides[0] + offs_d * u_strides[1] + start * TIME_STRIDES[0]
+    delta_ptr += pid_b * delta_strides[0] + offs_d * delta_strides[1] + start * TIME_STRIDES[1]
+    B_ptr += pid_b * B_strides[0] + group * B_strides[1] + start * B_STEP
+    streams = (u_ptr, delta_ptr)
+    if y_ptr is not None:
+        C_ptr += pid_b * C_strides[0] + group * C_strides[1] + start * C_STEP
+        y_offset = pid_b * y_strides[0] + offs_d * y_strides[1] + start * Y_STEP
+        y_ptr += y_offset
+        if z_ptr is not None:
+            z_ptr += pid_b * z_strides[0] + offs_d * z_strides[1] + start * TIME_STRIDES[2]
+            streams = streams + (z_ptr,)
+        if partial_ptr is not None:
+            streams = streams + (partial_ptr + y_offset,)
+
+    ahead = ()
+    for i in tl.static_range(AHEAD):
+        ahead = ahead + (load_token(streams, (in_group < group_dim) & (start + i < end)),)
+        streams = next_token(streams, TIME_STRIDES)
+    B = load_words(B_ptr, B_strides[2], None, DSTATE, PACK)
+
+    # whole trips of UNROLL tokens, whose loads ahead stay inside; then what is left, one by one
+    trips = tl.maximum(end - AHEAD - start, 0) // UNROLL
+    for phase in tl.static_range(2):
+        first = start if phase == 0 else start + trips * UNROLL
+        stop = start + trips * UNROLL if phase == 0 else end
+        for t in tl.range(first, stop, UNROLL if phase == 0 else 1):
+            mask = mask_d if phase == 0 else (in_group < group_dim) & (t + AHEAD < end)
+            more = None if phase == 0 else t + 1 < end
+            for _ in tl.static_range(UNROLL if phase == 0 else 1):
+                ahead = ahead + (load_token(streams, mask),)
+                streams = next_token(streams, TIME_STRIDES)
+                B_ptr += B_STEP
+                next_B = load_words(B_ptr, B_strides[2], more, DSTATE, PACK)
+                if y_ptr is not None:
+                    C = load_words(C_ptr, C_strides[2], None, DSTATE, PACK)
+                    C_ptr += C_STEP
+                h, steps = advance(
+                    h, steps, rates, ahead[0], B, bias, B_TYPE, SOFTPLUS, DSTATE, PACK
+                )
+                if y_ptr is not None:
+                    y = read_out(h, ahead[0], C, D, C_TYPE, GATED, PARTIAL, DSTATE, PACK)
+                    tl.store(y_ptr, y, mask=mask_d)
+                    y_ptr += Y_STEP
+                ahead = ahead[1:]
+                B = next_B
+
+    last_ptr += pid_b * last_strides[0] + offs_d * last_strides[2]
+    if y_ptr is None:
+        last_ptr += pid_s * last_strides[1]
+        steps_at = (pid_b * tl.num_programs(1) + pid_s) * dim + offs_d
+        tl.store(steps_ptr + steps_at, steps, mask=mask_d)
+    if y_ptr is None or end == seqlen:
+        for n in tl.static_range(DSTATE):
+            tl.store(last_ptr + n * last_strides[3], h[n], mask=mask_d)
+
+
+@triton.jit
+def carry_kernel(
+    A_ptr, first_ptr, steps_ptr, states_ptr,
+    A_strides, first_strides,
+    segments, dim, dstate,
+    BLOCK: tl.constexpr,
+    AHEAD: tl.constexpr,
+):  # fmt: skip
+    """Turn the state at the end of each segment, run from zero, into the state before each segment.
+
+    states: (batch, segments, dstate, dim), in place; the last segment has none before, and its place is
+    filled. steps: (batch, segments - 1, dim), the sum of step sizes in each segment.
+    """
+    pid_b = tl.program_id(1).to(tl.int64)
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    size = tl.cast(dstate * dim, tl.int64)
+    mask = place < size
+    n, offs_d = (place // dim).to(tl.int64), (place % dim).to(tl.int64)
+    rate = tl.load(A_ptr + offs_d * A_strides[0] + n * A_strides[1], mask=mask)
+    rate = rate.to(tl.float32) * LOG2E
+    h = tl.zeros((BLOCK,), tl.float32)
+    if first_ptr is not None:
+        at = first_ptr + pid_b * first_strides[0] + offs_d * first_strides[2] + n * first_strides[3]
+        h = tl.load(at, mask=mask).to(tl.float32)
+    states_ptr += pid_b * segments * size + place
+    steps_ptr += pid_b * (segments - 1) * dim + offs_d
+
+    for s in range(0, segments, AHEAD):
+        ends, decays = (), ()
+        # all loads first: each costs a trip to the second-level cache
+        for i in tl.static_range(AHEAD):
+            there = mask & (s + i < segments - 1)
+            ends = ends + (tl.load(states_ptr + (s + i) * size, mask=there, other=0.0),)
+            decays = decays + (tl.load(steps_ptr + (s + i) * dim, mask=there, other=0.0),)
+        for i in tl.static_range(AHEAD):
+            tl.store(states_ptr + (s + i) * size, h, mask=mask & (s + i < segments))
+            h = tl.fma(tl.exp2(decays[i] * rate), h, ends[i])
