@@ -11,12 +11,14 @@ The operators' folders have the names of the functions: import what is inside th
 `from kernels.selective_scan.problem import SelectiveScanProblem`.
 """
 
+from kernels.causal_attention.op import causal_attention
 from kernels.causal_conv1d.op import causal_conv1d
 from kernels.implementations import Unavailable, implementations
 from kernels.selective_scan.op import selective_scan
 
 __all__ = [
     "Unavailable",
+    "causal_attention",
     "causal_conv1d",
     "implementations",
     "selective_scan",

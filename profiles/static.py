@@ -24,9 +24,7 @@ OPERATORS = ("selective_scan", "causal_conv1d", "causal_attention")
 TARGETS = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
 TENSOR_CORE = ("HGMMA", "HMMA", "QGMMA", "IMMA", "DMMA", "UTCHMMA", "UTCMMA", "UTCQMMA")
 
-_INSTRUCTION = re.compile(
-    r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P[T\d]+\s+)?([A-Z][A-Z0-9_]*)([^;]*);"
-)
+_INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P[T\d]+\s+)?([A-Z][A-Z0-9_]*)([^;]*);")
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,8 @@ def compile_case(case, target="sm_90"):
     Args:
         case: dict with `name`, `kernel` (a `triton.jit` function), `signature` ({argument: type}, a tuple of types
             for a tuple of strides), `constexprs`, `num_warps`, `num_stages`, and optionally `unaligned`: the
-            arguments that are not multiples of 16 (all pointers and integers else are, as in a real launch).
+            arguments that are not multiples of 16 (all pointers and integers else are, as in a real launch), and
+            `targets`: the targets that the configuration is for, if not all.
         target: `sm_80`, `sm_90` or `sm_100`.
 
     Returns:
@@ -95,6 +94,7 @@ def compile_case(case, target="sm_90"):
                 attrs[path] = [["tt.divisibility", 16]]
     source = ASTSource(case["kernel"], case["signature"], case["constexprs"], attrs)
     options = {"num_warps": case["num_warps"], "num_stages": case.get("num_stages", 3)}
+    options |= {"maxnreg": case["maxnreg"]} if "maxnreg" in case else {}
     gpu = GPUTarget("cuda", TARGETS[target], 32)
     compiled = triton.compile(source, target=gpu, options=options)
     resources, instructions = _disassemble(compiled.asm["cubin"])
@@ -124,7 +124,9 @@ def _disassemble(cubin):
         file.write(cubin)
         file.flush()
         usage, sass = (
-            subprocess.run([tool, flag, file.name], capture_output=True, text=True, check=True).stdout
+            subprocess.run(
+                [tool, flag, file.name], capture_output=True, text=True, check=True
+            ).stdout
             for flag in ("-res-usage", "-sass")
         )
     resources = {key: int(value) for key, value in re.findall(r"\b([A-Z]+):(\d+)", usage)}
@@ -159,7 +161,8 @@ def main(argv=None):
         table.add_column(column, justify="left" if column in ("kernel", "of which") else "right")
     spilled = []
     for case in all_cases():
-        if not re.search(args.kernel, case["name"]):
+        meant = args.target in case.get("targets", TARGETS)
+        if not meant or not re.search(args.kernel, case["name"]):
             continue
         compiled = compile_case(case, args.target)
         spilled += [compiled.name] if compiled.spills else []

@@ -8,7 +8,7 @@ import torch
 
 from kernels.checks import check_no_gradient
 from kernels.implementations import note
-from kernels.selective_scan.layout import is_channel_last
+from kernels.layout import is_token_major
 
 MAX_DIM = 65535  # dim is a grid axis of its kernel
 
@@ -80,6 +80,6 @@ def _one_token(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_stat
 
 def _as_layout(y, u):
     """`y` in the layout of `u`: one more transposing copy for a channel-last model."""
-    if is_channel_last(u) and not is_channel_last(y):
+    if is_token_major(u) and not is_token_major(y):
         return y.transpose(1, 2).contiguous().transpose(1, 2)
     return y

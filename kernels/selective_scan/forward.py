@@ -16,8 +16,8 @@ import triton
 
 from kernels.checks import check_no_gradient
 from kernels.implementations import interpreted, note
+from kernels.layout import empty_like
 from kernels.selective_scan.forward_kernels import carry_kernel, selective_scan_fwd_kernel
-from kernels.selective_scan.layout import empty_like
 
 # One warp a program; not measured on a GPU yet. 64 channels are two a thread: independent work that hides
 # latencies with few warps, and B and C are loaded once for both. 16 states of them and their rates take 64

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from kernels.implementations import note
-from kernels.selective_scan.layout import is_channel_last
+from kernels.layout import is_token_major
 
 CHUNK = 16  # tokens
 
@@ -52,7 +52,7 @@ def scan_blocks(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_sta
         else:
             y, h = _scan_block(*block)
         ys.append(y)  # (batch, tokens, dim)
-    if is_channel_last(u):
+    if is_token_major(u):
         return torch.cat(ys, 1).transpose(1, 2), h
     return torch.cat([y.transpose(1, 2) for y in ys], 2), h
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels.implementations import note
-from kernels.selective_scan.layout import is_channel_last
+from kernels.layout import is_token_major
 
 
 def selective_scan_ref(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state):
@@ -57,7 +57,7 @@ def selective_scan_ref(u, delta, A, B, C, D, z, delta_bias, delta_softplus, init
         h = torch.exp(d * A) * h + d * x[:, :, t, None] * B[..., t]
         ys.append((h * C[..., t]).sum(-1))
     # stacked along the axis that is outer in memory, so that y has the layout of u
-    y = torch.stack(ys, 1).transpose(1, 2) if is_channel_last(u) else torch.stack(ys, 2)
+    y = torch.stack(ys, 1).transpose(1, 2) if is_token_major(u) else torch.stack(ys, 2)
 
     if D is not None:
         y = y + D[:, None] * x

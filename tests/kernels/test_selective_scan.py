@@ -406,39 +406,6 @@ def test_bad_arguments(changed, error, message):
         selective_scan(**inputs)
 
 
-def test_elementary_functions_of_the_cpu_kernel():
-    import numpy as np
-    from numba import njit
-
-    from kernels.selective_scan import cpu
-
-    @njit(fastmath={"contract"})
-    def evaluate(x, exp2, exp, softplus):
-        for i in range(x.size):
-            exp2[i], exp[i], softplus[i] = cpu.exp2(x[i]), cpu.exp(x[i]), cpu.softplus(x[i])
-
-    x = np.linspace(-126, 127, 200_001, dtype=np.float32)
-    found = np.empty((3, x.size), np.float32)
-    evaluate(x, *found)
-    exact = x.astype(np.float64)
-    normal = (exact > -87) & (exact < 88)
-    for name, actual, true, where in (
-        ("exp2", found[0], np.exp2(exact), exact > -126),
-        ("exp", found[1], np.exp(exact), normal),
-        ("softplus", found[2], np.logaddexp(0, exact), normal),
-    ):
-        ulps = np.abs(actual / true - 1)[where] / np.finfo(np.float32).eps
-        assert ulps.max() < 2, (name, ulps.max())
-
-    special = np.array([np.nan, np.inf, -np.inf, -1e30, 1e30, 0.0], np.float32)
-    found = np.empty((3, special.size), np.float32)
-    evaluate(special, *found)
-    nan, inf = np.nan, np.inf
-    np.testing.assert_array_equal(found[0], [nan, inf, 0, 0, inf, 1])
-    np.testing.assert_array_equal(found[1], [nan, inf, 0, 0, inf, 1])
-    np.testing.assert_array_equal(found[2][:5], np.float32([nan, inf, 0, 0, 1e30]))
-
-
 @pytest.mark.parametrize("impl", OURS)
 def test_nan_is_not_hidden(impl, device):
     inputs = Problem(1, 5, 4, 2).inputs(device=home(impl, device))

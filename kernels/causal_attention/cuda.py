@@ -1,0 +1,47 @@
+"""`cuda`: flash-attn where it is installed and takes the case, else torch's own fused CUDA kernels.
+
+Torch chooses among flash, cuDNN and memory-efficient, never `math`; float32 is the memory-efficient kernel.
+"""
+
+import importlib.util
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from kernels.causal_attention.sdpa import sdpa
+from kernels.implementations import note
+
+FUSED = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+
+
+def causal_attention_cuda(q, k, v, softmax_scale, return_lse):
+    """Operands and results as `causal_attention_ref`; lse only from flash-attn."""
+    if q.dtype == torch.float64:
+        raise NotImplementedError(
+            "causal_attention: impl 'cuda' takes float32, float16 and bfloat16, got float64; use impl='torch'"
+        )
+    half = q.dtype in (torch.float16, torch.bfloat16)
+    if half and q.shape[3] <= 256 and importlib.util.find_spec("flash_attn"):
+        return _flash_attn(q, k, v, softmax_scale, return_lse)
+    if return_lse:
+        raise NotImplementedError(
+            "causal_attention: impl 'cuda' has an lse only from flash-attn (installed, float16 or bfloat16, headdim "
+            f"up to 256), got return_lse=True with {q.dtype} and headdim {q.shape[3]}; use impl='triton'"
+        )
+    if q.dtype == torch.float32 and q.shape[1] != k.shape[1]:
+        # the memory-efficient kernel has no grouped heads
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+    with sdpa_kernel(FUSED):
+        return sdpa(q, k, v, softmax_scale), None
+
+
+def _flash_attn(q, k, v, softmax_scale, return_lse):
+    from flash_attn import flash_attn_func  # its causal mask is aligned bottom-right since 2.1
+
+    note("causal_attention", "flash_attn")
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    found = flash_attn_func(
+        q, k, v, softmax_scale=softmax_scale, causal=True, return_attn_probs=return_lse
+    )
+    o, lse = found[:2] if return_lse else (found, None)
+    return o.transpose(1, 2), lse

@@ -1,0 +1,20 @@
+"""`hf`: transformers' own PyTorch function, under whatever kernels it was bound to at import."""
+
+import inspect
+
+from kernels.causal_conv1d.state import last_inputs
+from kernels.implementations import note
+
+
+def causal_conv1d_hf(x, weight, bias, initial_state, activation):
+    """Operands and results as `causal_conv1d_ref`, in transformers' arithmetic and layout of y (time-last)."""
+    from transformers.models.mamba import modeling_mamba
+
+    if initial_state is not None:
+        raise NotImplementedError(
+            "causal_conv1d: impl 'hf' starts from zeros, got an initial_state; use impl='torch'"
+        )
+    note("causal_conv1d", "transformers.causal_conv1d")
+    function = inspect.unwrap(modeling_mamba.causal_conv1d_fn)
+    y = function(x, weight, bias, activation)
+    return y, last_inputs(x, None, weight.shape[1])

@@ -1,0 +1,34 @@
+"""Causal depthwise convolution, written as its sum. This file is the specification.
+
+y_t = act(bias + sum_k weight[:, k] x_{t - width + 1 + k})        x_s of s < 0 from the initial state
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def causal_conv1d_ref(x, weight, bias=None, initial_state=None, activation=None):
+    """Add the taps one by one, in at least float32.
+
+    Args:
+        x: (batch, dim, seqlen) input.
+        weight: (dim, width) one filter per channel; the last tap multiplies the present token.
+        bias: (dim,) or None.
+        initial_state: (batch, dim, width - 1) the inputs before the first token, or None for zeros.
+        activation: None or "silu".
+
+    Returns:
+        y (batch, dim, seqlen) and the last width - 1 inputs (batch, dim, width - 1), both in the dtype of `x`.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    seqlen, width = x.shape[2], weight.shape[1]
+    if initial_state is None:
+        initial_state = x.new_zeros(*x.shape[:2], width - 1)
+    inputs = torch.cat([initial_state.to(dtype), x.to(dtype)], dim=2)
+    weight = weight.to(dtype)
+    y = sum(weight[:, k, None] * inputs[..., k : k + seqlen] for k in range(width))
+    if bias is not None:
+        y = y + bias.to(dtype)[:, None]
+    if activation == "silu":
+        y = F.silu(y)
+    return y.to(x.dtype), inputs[..., seqlen:].to(x.dtype)

@@ -1,0 +1,341 @@
+import importlib
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers.masking_utils import eager_mask
+from transformers.models.llama import modeling_llama
+
+from kernels.causal_attention.hf import _additive_mask
+from kernels.causal_attention.op import causal_attention
+from kernels.causal_attention.problem import CausalAttentionProblem
+from kernels.implementations import recording
+from tests.tolerance import assert_as_accurate
+
+pytestmark = pytest.mark.usefixtures("poison_uninitialised_memory")
+
+IMPLS = ["torch", "cpu", "triton"]
+PROBLEMS = [
+    CausalAttentionProblem(1, 3, 1, 16),
+    CausalAttentionProblem(2, 4, 129, 64),
+    CausalAttentionProblem(1, 2, 127, 17),
+    CausalAttentionProblem(2, 4, 200, 24, nheads_kv=2, seqlen_q=37),
+    CausalAttentionProblem(1, 6, 300, 80, nheads_kv=2, seqlen_q=1, tokens_first=False),
+    CausalAttentionProblem(1, 2, 257, 256, nheads_kv=1, seqlen_q=130, tokens_first=False),
+    CausalAttentionProblem(1, 1, 384, 32, seqlen_q=256),
+]
+
+
+def place(impl, device):
+    return "cpu" if impl == "cpu" else device
+
+
+def double(inputs):
+    return {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+
+
+def check(inputs, impl):
+    """Both outputs of `impl` against the definition; returns o."""
+    o, lse = causal_attention(**inputs, return_lse=True, impl=impl)
+    gold = causal_attention(**double(inputs), return_lse=True, impl="reference")
+    baseline = causal_attention(**inputs, return_lse=True, impl="reference")
+    assert_as_accurate("o", o, baseline[0], gold[0])
+    assert_as_accurate("lse", lse, baseline[1], gold[1])
+    return o
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+@pytest.mark.parametrize("impl", IMPLS)
+def test_definition(impl, problem, dtype, device):
+    inputs = problem.inputs(dtype, place(impl, device))
+    o = check(inputs, impl)
+    assert torch.equal(o, causal_attention(**inputs, impl=impl))
+    if problem.tokens_first:
+        assert o.transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.parametrize("impl", ["hf", "reference"])
+def test_heads_lie_together_in_the_output_as_in_q(impl):
+    o = causal_attention(**PROBLEMS[1].inputs(torch.float32, "cpu"), impl=impl)
+    assert o.transpose(1, 2).is_contiguous()
+
+
+def test_reference_is_the_softmax_of_the_whole_matrix():
+    inputs = CausalAttentionProblem(1, 2, 200, 16, seqlen_q=150).inputs(torch.float64, "cpu")
+    q, k, v = inputs.values()
+    seen = torch.ones(150, 200, dtype=torch.bool).tril(50)
+    scores = (q @ k.mT / 4).masked_fill(~seen, float("-inf"))
+    o, lse = causal_attention(q, k, v, return_lse=True, impl="reference")
+    torch.testing.assert_close(o, scores.softmax(-1) @ v)
+    torch.testing.assert_close(lse, scores.exp().sum(-1).log())
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda t: t.repeat(1, 1, 1, 3).chunk(3, dim=3)[1],  # one of three packed in a projection
+        lambda t: t.repeat_interleave(2, dim=3)[..., ::2],
+        lambda t: t.repeat_interleave(2, dim=2)[:, :, ::2],
+        lambda t: t.mT.contiguous().mT,
+        lambda t: t[:1].expand(3, -1, -1, -1),
+    ],
+)
+def test_strides(impl, view, device):
+    inputs = CausalAttentionProblem(2, 2, 70, 16).inputs(torch.float32, place(impl, device))
+    check({name: view(t) for name, t in inputs.items()}, impl)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("softmax_scale", [1.0, 0.0, -0.5, 3])
+def test_softmax_scale(impl, softmax_scale, device):
+    inputs = CausalAttentionProblem(1, 2, 67, 16).inputs(torch.float32, place(impl, device))
+    check(inputs | {"softmax_scale": softmax_scale}, impl)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_grouped_heads_are_repeated_heads(impl, device):
+    inputs = CausalAttentionProblem(2, 6, 90, 32, nheads_kv=2).inputs(
+        torch.float32, place(impl, device)
+    )
+    repeated = {n: t if n == "q" else t.repeat_interleave(3, dim=1) for n, t in inputs.items()}
+    o = causal_attention(**inputs, impl=impl)
+    torch.testing.assert_close(o, causal_attention(**repeated, impl=impl), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("heads_per_section", [1, 2])
+def test_every_head_is_computed_whatever_the_schedule(heads_per_section, device, monkeypatch):
+    inputs = CausalAttentionProblem(1, 5, 150, 16).inputs(torch.float32, device)
+    forward = importlib.import_module("kernels.causal_attention.forward")
+    head_bytes = 2 * 150 * 16 * 4
+    monkeypatch.setattr(forward, "L2_BYTES", heads_per_section * head_bytes)
+    check(inputs, "triton")
+
+
+@pytest.mark.parametrize("split", [1, 100, 128])
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_prompt_in_two_parts_is_the_whole(impl, split, device):
+    inputs = CausalAttentionProblem(1, 2, 200, 32).inputs(torch.float32, place(impl, device))
+    q, k, v = inputs.values()
+    parts = [
+        causal_attention(q[:, :, :split], k[:, :, :split], v[:, :, :split], impl=impl),
+        causal_attention(q[:, :, split:], k, v, impl=impl),
+    ]
+    gold = causal_attention(**double(inputs), impl="reference")
+    assert_as_accurate(
+        "o", torch.cat(parts, dim=2), causal_attention(**inputs, impl="reference"), gold
+    )
+
+
+@pytest.mark.parametrize("impl", ["torch", "cpu", "triton", "reference"])
+def test_the_past_does_not_see_the_future(impl, device):
+    inputs = CausalAttentionProblem(1, 2, 200, 32).inputs(torch.float32, place(impl, device))
+    before = causal_attention(**inputs, impl=impl)
+    inputs["k"][:, :, 150:] = 1e4
+    inputs["v"][:, :, 150:] = 1e4
+    after = causal_attention(**inputs, impl=impl)
+    assert torch.equal(before[:, :, :150], after[:, :, :150])
+    assert not torch.equal(before[:, :, 150], after[:, :, 150])
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_sequence_gives_the_same_in_every_slot_of_the_batch(impl, device):
+    inputs = CausalAttentionProblem(1, 2, 90, 32).inputs(torch.float32, place(impl, device))
+    alone = causal_attention(**inputs, impl=impl)
+    batch = {n: torch.cat([50 * torch.ones_like(t), t, -t]) for n, t in inputs.items()}
+    assert torch.equal(causal_attention(**batch, impl=impl)[1:2], alone)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_equal_scores_give_the_running_mean(impl, device):
+    inputs = CausalAttentionProblem(1, 1, 150, 16).inputs(torch.float32, place(impl, device))
+    inputs["q"].zero_()
+    o = check(inputs, impl)
+    count = torch.arange(1, 151, device=o.device)[:, None]
+    torch.testing.assert_close(o, inputs["v"].cumsum(2) / count)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("impl", IMPLS)
+def test_huge_scores_stay_finite(impl, dtype, device):
+    inputs = CausalAttentionProblem(1, 2, 150, 32).inputs(dtype, place(impl, device))
+    inputs["q"] *= 200
+    inputs["k"] *= 200
+    o, lse = causal_attention(**inputs, return_lse=True, impl=impl)
+    assert o.isfinite().all()
+    gold = causal_attention(**double(inputs), return_lse=True, impl="reference")
+    baseline = causal_attention(**inputs, return_lse=True, impl="reference")
+    assert_as_accurate("lse", lse, baseline[1], gold[1])
+
+
+def gradients(inputs, impl):
+    leaves = {name: t.detach().requires_grad_() for name, t in inputs.items()}
+    o, lse = causal_attention(**leaves, return_lse=True, impl=impl)
+    weights = torch.linspace(-1, 1, o.numel(), dtype=o.dtype, device=o.device).view(o.shape)
+    return torch.autograd.grad((o * weights).sum() + lse.square().sum(), leaves.values())
+
+
+@pytest.mark.parametrize("problem", [PROBLEMS[1], PROBLEMS[3]], ids=str)
+@pytest.mark.parametrize("impl", ["torch", "cpu"])
+def test_gradients(impl, problem, device):
+    inputs = problem.inputs(torch.float32, place(impl, device))
+    gold, baseline = gradients(double(inputs), "reference"), gradients(inputs, "reference")
+    for name, *three in zip(inputs, gradients(inputs, impl), baseline, gold, strict=True):
+        assert_as_accurate(name, *three, slack=3.0)
+
+
+def test_gradcheck_of_the_reference():
+    inputs = CausalAttentionProblem(1, 2, 5, 3, nheads_kv=1, seqlen_q=4).inputs(
+        torch.float64, "cpu"
+    )
+    leaves = [t.requires_grad_() for t in inputs.values()]
+
+    def reference(q, k, v):
+        return causal_attention(q, k, v, return_lse=True, impl="reference")
+
+    assert torch.autograd.gradcheck(reference, leaves)
+
+
+def test_a_gradient_is_refused_and_not_lost(device):
+    inputs = PROBLEMS[0].inputs(torch.float32, device)
+    inputs["v"].requires_grad_()
+    with pytest.raises(NotImplementedError, match=r"no backward yet; use impl='torch'"):
+        causal_attention(**inputs, impl="triton")
+    with torch.no_grad():
+        causal_attention(**inputs, impl="triton")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("problem", [PROBLEMS[1], PROBLEMS[3]], ids=str)
+def test_hf_is_what_transformers_computes(problem, dtype):
+    inputs = problem.inputs(dtype, "cpu")
+    q, k, v = inputs.values()
+    config = modeling_llama.LlamaConfig(
+        hidden_size=q.shape[1] * q.shape[3],
+        num_attention_heads=q.shape[1],
+        num_key_value_heads=k.shape[1],
+        attn_implementation="eager",
+    )
+    attention = modeling_llama.LlamaAttention(config, layer_idx=0).eval()
+    seqlen_q, seqlen_k = q.shape[2], k.shape[2]
+    mask = eager_mask(1, seqlen_q, seqlen_k, q_offset=seqlen_k - seqlen_q, dtype=dtype)
+    assert torch.equal(mask, _additive_mask(seqlen_q, seqlen_k, dtype, "cpu"))
+    o, _ = modeling_llama.eager_attention_forward(attention, q, k, v, mask, attention.scaling)
+    assert torch.equal(causal_attention(**inputs, impl="hf"), o.transpose(1, 2))
+
+
+def test_hf_has_no_lse():
+    with pytest.raises(NotImplementedError, match=r"return_lse=True; use impl='torch'"):
+        causal_attention(**PROBLEMS[0].inputs(torch.float32, "cpu"), return_lse=True, impl="hf")
+
+
+@pytest.mark.parametrize(
+    ("impl", "backend", "kernel"),
+    [
+        ("torch", SDPBackend.MATH, "torch.sdpa.math"),
+        ("torch", SDPBackend.FLASH_ATTENTION, "torch.sdpa.flash"),
+        ("cpu", SDPBackend.MATH, "torch.sdpa.flash"),  # never the unfused form
+        ("hf", SDPBackend.MATH, "transformers.eager"),
+        ("triton", SDPBackend.MATH, "triton.causal_attention_fwd"),
+    ],
+)
+def test_the_manifest_names_the_kernel_that_ran(impl, backend, kernel, device):
+    where = device if impl == "triton" else "cpu"
+    with sdpa_kernel(backend), recording() as manifest:
+        causal_attention(**PROBLEMS[0].inputs(torch.float32, where), impl=impl)
+    assert manifest == {"causal_attention": kernel}
+
+
+Q = torch.zeros(1, 4, 3, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"q": Q[0]}, ValueError, r"q must have shape \(any, any, any, any\), got \(4, 3, 8\)"),
+        ({"q": Q[:, :, :0]}, ValueError, "q must have at least one element"),
+        ({"q": Q.int()}, TypeError, "q must be one of float32, .* got torch.int32"),
+        ({"k": Q.half()}, TypeError, "k must be one of float32, got torch.float16"),
+        ({"k": Q[..., :4]}, ValueError, r"k must have shape \(1, any, any, 8\)"),
+        ({"v": Q[:, :, :2]}, ValueError, r"v must have shape \(1, 4, 3, 8\)"),
+        ({"k": Q[:, :3], "v": Q[:, :3]}, ValueError, "divides the 4 heads of q, got 3"),
+        ({"k": Q[:, :0], "v": Q[:, :0]}, ValueError, "divides the 4 heads of q, got 0"),
+        (
+            {"k": Q[:, :, :2], "v": Q[:, :, :2]},
+            ValueError,
+            "at least as many tokens as q, got 2 for 3",
+        ),
+        ({"v": Q.to("meta")}, ValueError, "v must be on cpu, got meta"),
+        (
+            {"softmax_scale": float("inf")},
+            ValueError,
+            "softmax_scale must be a finite number, got inf",
+        ),
+        ({"impl": "flash"}, ValueError, "impl must be one of .* got 'flash'"),
+    ],
+)
+def test_bad_arguments(change, error, message):
+    with pytest.raises(error, match=message):
+        causal_attention(**({"q": Q, "k": Q, "v": Q, "impl": "torch"} | change))
+
+
+@pytest.mark.parametrize("q", [Q.double(), torch.zeros(1, 1, 1, 257)], ids=["float64", "wide"])
+def test_triton_says_what_it_cannot_take(q):
+    with pytest.raises(NotImplementedError, match=r"headdim up to 256, got .*; use impl='torch'"):
+        causal_attention(q, q, q, impl="triton")
+
+
+def test_three_tf32_products_are_as_accurate_as_float32():
+    """Why float32 may use tensor cores: the arithmetic of `tf32x3`, emulated, passes the rule of every kernel."""
+
+    def tf32(x):
+        return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+    def product(a, b):
+        large_a, large_b = tf32(a), tf32(b)
+        return tf32(a - large_a) @ large_b + large_a @ tf32(b - large_b) + large_a @ large_b
+
+    inputs = CausalAttentionProblem(1, 2, 512, 64, tokens_first=False).inputs(torch.float32, "cpu")
+    gold = causal_attention(**double(inputs), impl="reference")
+    baseline = causal_attention(**inputs, impl="reference")
+
+    def attention(matmul):
+        q, k, v = inputs.values()
+        hidden = torch.ones(512, 512, dtype=torch.bool).triu(1)
+        scores = matmul(q, k.mT.contiguous()).masked_fill(hidden, float("-inf")) / 8
+        p = torch.exp(scores - scores.amax(-1, keepdim=True))
+        return matmul(p, v) / p.sum(-1, keepdim=True)
+
+    assert_as_accurate("o", attention(product), baseline, gold)
+    with pytest.raises(AssertionError, match="error"):
+        assert_as_accurate("o", attention(lambda a, b: tf32(a) @ tf32(b)), baseline, gold)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("headdim", [16, 40, 64, 96, 128, 192, 256])
+@pytest.mark.parametrize("impl", ["torch", "triton", "cuda"])
+def test_on_a_gpu(impl, headdim, dtype):
+    for problem in (
+        CausalAttentionProblem(2, 4, 1025, headdim, nheads_kv=2),
+        CausalAttentionProblem(1, 2, 8192, headdim, seqlen_q=700),
+        CausalAttentionProblem(1, 2, 500, headdim, seqlen_q=1, tokens_first=False),
+    ):
+        inputs = problem.inputs(dtype, "cuda")
+        if impl == "triton":
+            check(inputs, impl)
+            continue
+        gold = causal_attention(**double(inputs), impl="reference")
+        baseline = causal_attention(**inputs, impl="reference")
+        assert_as_accurate("o", causal_attention(**inputs, impl=impl), baseline, gold)
+
+
+@pytest.mark.gpu
+def test_tf32_is_used_where_torch_allows_it(monkeypatch):
+    inputs = CausalAttentionProblem(1, 2, 512, 64).inputs(torch.float32, "cuda")
+    exact = causal_attention(**inputs, impl="triton")
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    rounded = causal_attention(**inputs, impl="triton")
+    difference = (exact - rounded).abs().max().item()
+    assert 1e-6 < difference < 1e-2
