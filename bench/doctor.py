@@ -118,12 +118,9 @@ def problems():
         if version_of(name) is None:
             found.append(f"{name} is not installed: {PACKAGES[name][1]}")
     if not found:
-        from models.huggingface import check_no_clash
+        from kernels.clash import clash
 
-        try:
-            check_no_clash()
-        except ImportError as clash:
-            found.append(str(clash))
+        found += [wrong] if (wrong := clash()) else []
     return found
 
 

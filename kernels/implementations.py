@@ -15,6 +15,8 @@ from functools import cache
 
 import torch
 
+from kernels.clash import clash
+
 IMPLEMENTATIONS = ("triton", "cuda", "torch", "cpu", "hf")
 
 # "module:function" and not the function itself, so that a missing package is a reason and not an ImportError.
@@ -109,7 +111,7 @@ def why_unavailable(impl, operator, device):
     device = torch.device(device)
     match impl:
         case "hf":
-            return _missing("transformers", "pip install transformers")
+            return clash() or _missing("transformers", "pip install transformers")
         case "cpu":
             if device.type != "cpu":
                 return f"its kernels take CPU tensors, got {device.type} tensors"

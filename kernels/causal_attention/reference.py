@@ -7,6 +7,7 @@ The mask is aligned bottom-right: the last query sees every key.
 
 import torch
 
+from kernels.implementations import note
 from kernels.layout import laid_out_like
 
 BLOCK = 128  # query rows at a time: memory is BLOCK x seqlen_k, so whole models can be checked at long lengths
@@ -26,6 +27,7 @@ def causal_attention_ref(q, k, v, softmax_scale=None, return_lse=True):
         o, shape and dtype of `q`, and lse (batch, nheads, seqlen_q), the natural logarithm of the row sums of
         exp(scores), float32 (float64 for float64 inputs).
     """
+    note("causal_attention", "reference.causal_attention")
     dtype = torch.promote_types(q.dtype, torch.float32)
     groups = q.shape[1] // k.shape[1]
     softmax_scale = q.shape[3] ** -0.5 if softmax_scale is None else softmax_scale

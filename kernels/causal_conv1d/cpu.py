@@ -4,12 +4,12 @@ A tile is written once per tap while it stays in the first-level cache, so memor
 of y, and every inner loop is a multiply-add over neighbours that LLVM vectorises for any width.
 """
 
-import numba
 import torch
 from numba import njit, prange
 
 from kernels import checks
 from kernels.causal_conv1d.state import last_inputs
+from kernels.cpu_bridge import flat_array, use_torchs_threads
 from kernels.cpu_math import silu
 from kernels.implementations import note
 from kernels.layout import empty_like, is_token_major
@@ -37,20 +37,14 @@ def causal_conv1d_cpu(x, weight, bias, initial_state, activation):
     before = x.new_zeros(batch, dim, width - 1) if initial_state is None else initial_state
     bias = weight.new_zeros(dim) if bias is None else bias
     filters = weight.detach().float().t().contiguous()  # (width, dim): rows are read along channels
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    use_torchs_threads()
     walk = _channel_last if channel_last else _time_last
     walk(
-        _flat(inputs), inputs.stride(), _flat(y), y.stride(), filters.numpy(),
+        flat_array(inputs), inputs.stride(), flat_array(y), y.stride(), filters.numpy(),
         bias.detach().float().contiguous().numpy(), before.detach().float().contiguous().numpy(),
         (batch, dim, seqlen), activation == "silu",
     )  # fmt: skip
     return y.to(x.dtype), last_inputs(x, initial_state, width)
-
-
-def _flat(tensor):
-    """A one-dimensional array over the memory of `tensor`: numba then knows that neighbours are adjacent."""
-    extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.detach().as_strided((extent,), (1,)).numpy()
 
 
 @njit(parallel=True, cache=True, fastmath={"contract"})

@@ -14,7 +14,7 @@ def causal_conv1d_hf(x, weight, bias, initial_state, activation):
         raise NotImplementedError(
             "causal_conv1d: impl 'hf' starts from zeros, got an initial_state; use impl='torch'"
         )
-    note("causal_conv1d", "transformers.causal_conv1d")
+    note("causal_conv1d", "transformers.causal_conv1d_fn")
     function = inspect.unwrap(modeling_mamba.causal_conv1d_fn)
     y = function(x, weight, bias, activation)
     return y, last_inputs(x, None, weight.shape[1])

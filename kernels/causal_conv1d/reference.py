@@ -6,6 +6,8 @@ y_t = act(bias + sum_k weight[:, k] x_{t - width + 1 + k})        x_s of s < 0 f
 import torch
 import torch.nn.functional as F
 
+from kernels.implementations import note
+
 
 def causal_conv1d_ref(x, weight, bias=None, initial_state=None, activation=None):
     """Add the taps one by one, in at least float32.
@@ -20,6 +22,7 @@ def causal_conv1d_ref(x, weight, bias=None, initial_state=None, activation=None)
     Returns:
         y (batch, dim, seqlen) and the last width - 1 inputs (batch, dim, width - 1), both in the dtype of `x`.
     """
+    note("causal_conv1d", "reference.causal_conv1d")
     dtype = torch.promote_types(x.dtype, torch.float32)
     seqlen, width = x.shape[2], weight.shape[1]
     if initial_state is None:

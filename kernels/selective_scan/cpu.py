@@ -8,12 +8,12 @@ is where any layout is read in place, and where softplus and the gate are applie
 
 import math
 
-import numba
 import numpy as np
 import torch
 from numba import njit, prange
 
 from kernels.checks import check_no_gradient
+from kernels.cpu_bridge import flat_array, use_torchs_threads
 from kernels.cpu_math import exp2, silu, softplus
 from kernels.implementations import note
 from kernels.layout import empty_like
@@ -45,20 +45,13 @@ def selective_scan_cpu(u, delta, A, B, C, D, z, delta_bias, delta_softplus, init
     streams = [to(t) for t in (u, delta, u if z is None else z)]
     rows = [to(t).flatten(1, 2) for t in (B, C)]  # (batch, ngroups * dstate, seqlen)
     rates = (to(A) * math.log2(math.e)).t().contiguous()
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(threads)
+    threads = use_torchs_threads()
     _scan(
-        *(part for t in (*streams, *rows, y) for part in (_memory(t), t.stride())),
+        *(part for t in (*streams, *rows, y) for part in (flat_array(t), t.stride())),
         rates.numpy(), weight(D).numpy(), weight(delta_bias).numpy(), first.numpy(),
         last_state.numpy(), ngroups, delta_softplus, z is not None, _block(batch, dim, threads), seqlen,
     )  # fmt: skip
     return y.to(u.dtype), last_state
-
-
-def _memory(t):
-    """A flat array over all that `t` spans: numba then knows that neighbours in it are adjacent."""
-    extent = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
-    return t.as_strided((extent,), (1,)).numpy()
 
 
 def _block(batch, dim, threads):

@@ -41,9 +41,7 @@ def selective_scan_ref(u, delta, A, B, C, D, z, delta_bias, delta_softplus, init
     x, delta, A, D, z, delta_bias = (to(t) for t in (u, delta, A, D, z, delta_bias))
     batch, dim, seqlen = x.shape
     per_group = dim // B.shape[1]
-    B, C = (
-        to(t).repeat_interleave(per_group, dim=1) for t in (B, C)
-    )  # (batch, dim, dstate, seqlen)
+    at = lambda t, i: to(t[..., i]).repeat_interleave(per_group, dim=1)  # (batch, dim, dstate)
 
     if delta_bias is not None:
         delta = delta + delta_bias[:, None]
@@ -54,8 +52,8 @@ def selective_scan_ref(u, delta, A, B, C, D, z, delta_bias, delta_softplus, init
     ys = []
     for t in range(seqlen):
         d = delta[:, :, t, None]
-        h = torch.exp(d * A) * h + d * x[:, :, t, None] * B[..., t]
-        ys.append((h * C[..., t]).sum(-1))
+        h = torch.exp(d * A) * h + d * x[:, :, t, None] * at(B, t)
+        ys.append((h * at(C, t)).sum(-1))
     # stacked along the axis that is outer in memory, so that y has the layout of u
     y = torch.stack(ys, 1).transpose(1, 2) if is_token_major(u) else torch.stack(ys, 2)
 

@@ -245,7 +245,7 @@ def test_the_manifest_names_the_kernel(device):
         "torch": "torch.addcmul",
         "cpu": "numba.causal_conv1d",
         "triton": "triton.causal_conv1d_fwd",
-        "hf": "transformers.causal_conv1d",
+        "hf": "transformers.causal_conv1d_fn",
     }
 
 
