@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 KERNEL_ROW = {
     "operator": "selective_scan", "problem": "b1-l8-d4-n2", "dtype": "fp32", "impl": "torch", "status": "ok",
     "reason": "", "kernel": "torch.chunked", "error_over_bound": 0.5, "samples_ms": [[1.0], [3.0]],
-    "flops": 2e9, "bytes": 4e6,
+    "flops": 2e9, "bytes": 4e6, "floor_ms": 0.25, "bound": "exponential", "floor_missing": [],
 }  # fmt: skip
 SWEEP_ROW = {
     "arch": "mamba", "impl": "hf", "dtype": "bf16", "seqlen": 512, "status": "oom", "reason": "out of | memory",
@@ -47,9 +47,27 @@ def test_the_record_holds_every_stage(tmp_path, stages, capsys):
     assert "revision" in result["machine"]["git"]
     table = (tmp_path / "suite.md").read_text()
     assert "9 passed" in table
-    assert "| b1-l8-d4-n2 | fp32 | torch | 2.0000 | 1.0 | 2 | 0.50 | torch.chunked |" in table
+    assert (
+        "| b1-l8-d4-n2 | fp32 | torch | 2.0000 | 1.0 | 2 | 12.5 % exponential | 0.50 | torch.chunked |"
+        in table
+    )
     assert "out of / memory" in table
     assert table in capsys.readouterr().out
+
+
+def test_every_kernel_line_has_the_columns_of_the_head():
+    failed = KERNEL_ROW | {"samples_ms": [], "status": "oom", "reason": "out of | memory"}
+    lines = list(gpu_suite.kernel_lines([KERNEL_ROW, failed]))
+    assert len({line.count("|") for line in lines}) == 1
+    assert len(lines) == 4
+
+
+def test_the_kernels_stage_gets_the_peaks_of_the_record(tmp_path, stages, monkeypatch):
+    given = []
+    monkeypatch.setattr(gpu_suite, "run_kernels", lambda *args: given.append(args[-1]) or [])
+    assert gpu_suite.run_suite(tmp_path, ["kernels"], 100, CPU) == 0
+    (peaks,) = given
+    assert json.loads((tmp_path / "suite.json").read_text())["machine"]["peaks"] == peaks
 
 
 def test_a_second_call_runs_only_what_is_missing(tmp_path, stages, monkeypatch):

@@ -1,5 +1,10 @@
 import json
+import os
 import subprocess
+import sys
+
+import pytest
+import torch
 
 from bench import machine
 
@@ -12,6 +17,65 @@ def test_a_description_is_plain_json_and_names_what_decides_a_result():
     assert described["tf32"] is False
     assert described["peaks"]["copy_bytes_per_s"] > 0
     assert described["peaks"]["matmul_flops"]["fp32"] > 0
+    assert described["peaks"]["exp_per_s"] > 0
+
+
+def test_the_exponential_rate_counts_every_result(monkeypatch):
+    computed = []
+    real = torch.exp
+    monkeypatch.setattr(torch, "exp", lambda x, out: computed.append(x.numel()) or real(x, out=out))
+
+    def half_a_second(run, device, **kwargs):
+        computed.clear()
+        run()
+        return 0.5
+
+    monkeypatch.setattr(machine, "_best_time", half_a_second)
+    assert machine._cpu_exp_rate() == sum(computed) / 0.5
+    assert sum(computed) > 0
+
+
+def test_a_chain_is_that_many_exponentials():
+    """In the interpreter where there is no GPU."""
+    from bench.exp_rate import BLOCK, chain
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    steps = 3
+    found = chain(torch.full((2 * BLOCK,), torch.nan, device=device), steps)
+    expected = (torch.arange(2 * BLOCK, device=device) % 1024) / 1024
+    for _ in range(steps):
+        expected = torch.exp2(-expected)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+STATIC = """
+import json, sys
+from bench.exp_rate import static_cases
+from profiles.static import compile_case
+
+(case,) = static_cases()
+compiled = compile_case(case, sys.argv[1])
+kinds = {operands.split()[0] for _, opcode, operands in compiled.instructions if opcode == "MUFU"}
+print(json.dumps({"loop": compiled.main_loop, "kinds": sorted(kinds), "registers": compiled.registers}))
+"""
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+def test_the_chain_keeps_the_exponential_unit_busy_in_machine_code(target):
+    """One MUFU takes 8 issue slots of its scheduler, so the loop may spend up to 7 others for each."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = str(machine.Path(machine.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", STATIC, target], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    loop = found["loop"]
+    assert found["kinds"] == [".EX2"]
+    assert loop["MUFU"] >= 8  # the chains of a thread
+    assert sum(loop.values()) <= 3 * loop["MUFU"]
+    assert not {"LDG", "STG", "LDS", "STS", "LDL", "STL", "BAR", "SHFL"} & set(loop)
+    assert found["registers"] <= 32  # 2,048 threads a multiprocessor
 
 
 def test_revision_is_that_of_the_checkout():

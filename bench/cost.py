@@ -1,0 +1,120 @@
+"""How long a plan takes and how much memory: a rough model before anything ran, measured times once they exist.
+
+The model counts matrix work (2 FLOPs a weight and token), the quadratic part of attention, and the steps of a
+sequential scan, at rates typical of a device. It is for planning only: no result depends on it.
+"""
+
+from dataclasses import dataclass
+from statistics import median
+
+from bench.measure import paper_rules
+
+FIXED_S = 8.0  # a fresh process: importing torch and transformers, building the models
+BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Typical speeds of a device: matrix FLOP/s, seconds per step of a scan in PyTorch, seconds per forward."""
+
+    flops: float
+    step_s: float
+    forward_s: float
+
+
+CPU = Rates(flops=5e10, step_s=1.5e-4, forward_s=5e-3)
+GPU = Rates(flops=2e13, step_s=8e-5, forward_s=5e-3)
+
+
+def sizes(config, counts):
+    """What the model needs to know of an architecture, from its transformers configuration."""
+    return {
+        "parameters": counts.other,
+        "total": counts.total,
+        "layers": config.num_hidden_layers,
+        "hidden": config.hidden_size,
+        "inner": getattr(config, "intermediate_size", config.hidden_size),
+        "heads": getattr(config, "num_attention_heads", 0),
+        "dstate": getattr(config, "state_size", 0),
+        "vocab": config.vocab_size,
+    }
+
+
+def forward_seconds(cell, size, rates):
+    """Seconds of one forward, within a factor of a few."""
+    tokens = cell.batch * cell.seqlen
+    flops = 2 * size["parameters"] * tokens
+    seconds = rates.forward_s
+    if cell.arch == "llama":
+        flops += 4 * size["layers"] * size["hidden"] * cell.seqlen * tokens
+    else:
+        flops += 9 * size["layers"] * size["inner"] * size["dstate"] * tokens
+        if cell.impl == "hf":
+            seconds += size["layers"] * cell.seqlen * rates.step_s
+    return seconds + flops / rates.flops
+
+
+def forward_bytes(cell, size):
+    """Bytes that one forward holds beyond the weights, within a factor of a few."""
+    tokens, item = cell.batch * cell.seqlen, BYTES[cell.dtype]
+    held = 6 * tokens * max(size["inner"], size["hidden"]) * item
+    if cell.impl == "hf" and cell.arch == "llama":
+        held += 3 * size["heads"] * tokens * cell.seqlen * item
+    if cell.impl == "hf" and cell.arch == "mamba":
+        held += 3 * tokens * size["inner"] * size["dstate"] * 4
+    return held + tokens * 8
+
+
+def cell_seconds(cell, size, rates, budget_s, runs=None):
+    """Seconds that a cell takes in one round: parity, warm-up and sampling; `runs` if the protocol fixes them."""
+    one = forward_seconds(cell, size, rates)
+    if runs is not None:
+        return one * (runs + 1)
+    if rates is CPU and one > budget_s:
+        return one
+    return 2 * one + max(budget_s, 3 * one if one < budget_s else one)
+
+
+class Clock:
+    """Time left, from what the same cells took in earlier rounds and from the model elsewhere.
+
+    `architectures` is that of a plan: {arch: {"sizes": …}}.
+    """
+
+    def __init__(self, architectures, rates, budget_s, runs=None):
+        self._model = lambda cell: cell_seconds(
+            cell, architectures[cell.arch]["sizes"], rates, budget_s, runs
+        )
+        self._took = {}
+
+    def observe(self, cell, seconds):
+        """Note that `cell` took `seconds` in a round."""
+        self._took.setdefault(cell, []).append(seconds)
+
+    def expect(self, cell):
+        """Seconds that `cell` will take."""
+        if cell in self._took:
+            return median(self._took[cell])
+        return self._model(cell) * self._correction(cell)
+
+    def _correction(self, cell):
+        """How much slower than the model the nearest relatives of a cell were: same arch and impl, else all."""
+        for alike in (
+            lambda other: (other.arch, other.impl) == (cell.arch, cell.impl),
+            lambda other: True,
+        ):
+            ratios = [median(t) / self._model(c) for c, t in self._took.items() if alike(c)]
+            if ratios:
+                return median(ratios)
+        return 1.0
+
+    def remaining(self, cells_by_round):
+        """Seconds left for lists of cells, one list a round; each round also starts a process."""
+        return sum(FIXED_S + sum(map(self.expect, cells)) for cells in cells_by_round if cells)
+
+
+def clock_of(plan):
+    """The clock of a plan, before anything of it ran."""
+    rates = GPU if plan.options["device"] == "cuda" else CPU
+    runs = sum(paper_rules().exact) if plan.protocol == "paper" else None
+    return Clock(plan.architectures, rates, plan.options["budget"], runs)

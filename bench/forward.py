@@ -1,0 +1,147 @@
+"""One cell, ready to run: the model of its architecture and dtype, bound to its implementation, on its tokens.
+
+Forwards run under `torch.no_grad`, as the paper's did. `inference_mode` would save a few microseconds per
+operation on the host, but custom operators and CUDA graphs differ between the two, and users write `no_grad`.
+"""
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from bench.memory import weight_bytes
+from kernels.implementations import recording
+from models.bind import final_norm, use
+from models.build import build
+from models.presets import ARCHITECTURES, PRESETS
+
+TORCH_DTYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+GRAPH_WARMUPS = 3  # runs on a side stream before a capture, as torch's documentation asks for
+
+
+@contextmanager
+def precision(dtype):
+    """float32 matrix products in true float32, or on tensor cores for `tf32`."""
+    matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = dtype == "tf32"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = cudnn
+
+
+def build_planned(arch, options, dtype=torch.float32):
+    """The model of an architecture that the options of a plan ask for, on the CPU.
+
+    A preset is widened to the tokenizer's vocabulary where that is larger.
+    """
+    checkpoint = options["checkpoint"].get(arch)
+    if checkpoint is not None:
+        return build(arch, checkpoint=checkpoint, dtype=dtype)
+    preset = PRESETS[options["preset"]]
+    vocabulary = max(options["vocabulary"], preset.llama["vocab_size"])
+    widened = {a: getattr(preset, a) | {"vocab_size": vocabulary} for a in ARCHITECTURES}
+    return build(arch, replace(preset, **widened), seed=options["seed"], dtype=dtype)
+
+
+class Models:
+    """The models of a run by (arch, dtype), built once; only the one in use lies on a GPU, so memory is its own."""
+
+    def __init__(self, options, device):
+        self.options, self.device = options, torch.device(device)
+        self._built, self._current = {}, None
+
+    def get(self, arch, dtype):
+        """The model of one architecture in the weights' dtype of `dtype`, on the device."""
+        key = arch, TORCH_DTYPES[dtype]
+        if key not in self._built:
+            self._built[key] = self._build(*key)
+        if self._current not in (None, key):
+            self._built[self._current].to("cpu")
+        self._current = key
+        return self._built[key].to(self.device)
+
+    def weight_bytes(self, arch, dtype):
+        """Bytes of the weights of a model that was built, wherever it lies; None if it never was."""
+        model = self._built.get((arch, TORCH_DTYPES[dtype]))
+        return None if model is None else weight_bytes(model)
+
+    def _build(self, arch, dtype):
+        return build_planned(arch, self.options, dtype)
+
+
+@contextmanager
+def hidden_states(model):
+    """Collect what the final norm returns: `with hidden_states(model) as found:` fills found[0]."""
+    found = []
+    handle = final_norm(model).register_forward_hook(
+        lambda module, args, output: found.append(output)
+    )
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+class EagerForward:
+    """Calls the model.
+
+    `outputs()` runs once and gives the hidden states at all positions, the logits at the last one, and the manifest
+    of the kernels that ran.
+    """
+
+    def __init__(self, model, ids, keep):
+        self.model, self.ids, self.keep = model, ids, keep
+
+    def __call__(self):
+        return self.model(self.ids, use_cache=False, logits_to_keep=self.keep).logits
+
+    def outputs(self):
+        with recording() as kernels, hidden_states(self.model) as found:
+            logits = self()
+        return found[-1], logits[:, -1], dict(kernels)
+
+
+class GraphForward:
+    """Captures the model once in a CUDA graph and replays it; its outputs are those of the replay."""
+
+    def __init__(self, model, ids, keep):
+        eager = EagerForward(model, ids, keep)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(GRAPH_WARMUPS):
+                eager()
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self._outputs = eager.outputs()
+
+    def __call__(self):
+        self.graph.replay()
+
+    def outputs(self):
+        self.graph.replay()
+        return self._outputs
+
+
+@contextmanager
+def bound(models, cell, ids, logits):
+    """The model of a cell under its implementation and precision; yields (model, forward).
+
+    Args:
+        ids: (batch, seqlen) int64 on the device.
+        logits: `last` or `all`: the positions whose logits are computed.
+    """
+    model = models.get(cell.arch, cell.dtype)
+    keep = 1 if logits == "last" else 0
+    make = GraphForward if cell.launch == "graph" else EagerForward
+    with precision(cell.dtype), torch.no_grad(), use(model, cell.impl):
+        yield model, make(model, ids, keep)

@@ -1,0 +1,224 @@
+"""What a worker process does: compute the references and prove cells through the interpreter, or run a round."""
+
+import gc
+import sys
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from bench import memory, parity
+from bench.availability import fate, proof_cell
+from bench.forward import Models, bound
+from bench.gauges import Gauges
+from bench.measure import Rules, is_slow, no_collection, paper_rules, rep, sample, stopwatch
+from bench.plan import read_plan, reference_path, references
+from bench.records import make_record, now, one_line
+from profiles.ranges import annotate
+
+SLOW_GPU_S = (
+    2.0  # the first run on a GPU may hold allocations of milliseconds, so only a long one counts
+)
+
+
+class Poisoned(RuntimeError):
+    """The device is in a state that no later cell can run in; a fresh process is needed."""
+
+
+class Lab:
+    """A run as one process sees it: plan, tokens, device and models."""
+
+    def __init__(self, run):
+        self.run = Path(run)
+        self.plan = read_plan(self.run / "plan.json")
+        options = self.plan.options
+        self.device = torch.device(options["device"])
+        if options["threads"]:
+            torch.set_num_threads(options["threads"])
+        self.tokens = load_file(self.run / "references" / "tokens.safetensors")["ids"]
+        self.models = Models(options, self.device)
+        self.gauges = Gauges(self.device)
+        self.watch = stopwatch(self.device)
+        self.rules = rules(self.plan, self.device)
+        self._references = {}
+
+    def prepare(self, job, events):
+        """Compute what is missing of the references, but for those in `skip`, and prove the cells of the job."""
+        cells = [c for c in self.plan.cells if fate(c, self.device)[0] != "unavailable"]
+        for (arch, dtype), (length, batch) in references(cells).items():
+            path = reference_path(self.run, arch, dtype)
+            if path.exists() or [arch, dtype] in job["skip"]:
+                continue
+            events.send("reference", arch=arch, dtype=dtype)
+            own = [c for c in cells if (c.arch, c.dtype) == (arch, dtype)]
+            lengths = sorted({c.seqlen for c in own} | {proof_cell(c).seqlen for c in own})
+            ids = self.tokens[:batch, :length].to(self.device)
+            try:
+                reference = parity.compute(self.models.get(arch, dtype), ids, lengths, dtype)
+            except Exception:
+                traceback.print_exc(file=sys.stderr)
+                continue  # every cell that needs it will say so
+            if reference.length < length:
+                print(f"{arch} {dtype}: memory for a reference of {reference.length} tokens only")
+            parity.save(path, reference)
+        self._prove_all(job["cells"], events)
+
+    def _prove_all(self, cells, events):
+        """Compare small cells with their references through Triton's interpreter; nothing is timed."""
+        proofs = {}
+        for index, order in cells:
+            cell = self.plan.cells[index]
+            events.send("cell", index=index)
+            proof = proof_cell(cell)
+            if proof not in proofs:
+                proofs[proof] = self._guarded(proof, 0, order, self._prove)
+            record = proofs[proof] | {"cell": asdict(cell), "order": order}
+            if record["status"] == "interpreted":
+                record["reason"] = fate(cell, self.device)[1]
+            events.send("record", index=index, record=record)
+
+    def round(self, job, events):
+        """Warm every (arch, impl, dtype) up, then run the cells in the order of the job."""
+        cells = [(index, order, self.plan.cells[index]) for index, order in job["cells"]]
+        with annotate(f"round/{job['round']}", category="sweep", payload=job["round"]):
+            for group, smallest in warm_ups([cell for _, _, cell in cells]).items():
+                events.send("warm", group=list(group))
+                self._warm(smallest)
+            gc.freeze()  # modules and models stay: without this, each collection walks half a million objects
+            for index, order, cell in cells:
+                events.send("cell", index=index)
+                record = self._guarded(cell, job["round"], order, self._measure)
+                events.send("record", index=index, record=record)
+                self._release()
+
+    def _warm(self, cell):
+        """Compile and autotune; what goes wrong here goes wrong again in the cell, where it is recorded."""
+        try:
+            with self._bound(cell) as (_, forward):
+                forward()
+        except Exception:
+            traceback.print_exc(file=sys.stderr)
+        self._release()
+
+    def _guarded(self, cell, round_, order, work):
+        """The record of `work(cell, round)`: its own fields, or what went wrong."""
+        started, before = now(), self.gauges.clocks()
+        self._start_peaks()
+        try:
+            with annotate(f"cell/{cell.id}", payload=cell.seqlen):
+                status, reason, fields = work(cell, round_)
+        except Exception as error:
+            traceback.print_exc(file=sys.stderr)
+            status = "oom" if memory.is_out_of_memory(error) else "error"
+            reason, fields = one_line(error), {}
+        if status == "oom":
+            gc.collect()
+            fields = {"memory_bytes": self._memory(self.models.weight_bytes(cell.arch, cell.dtype))}
+        clocks = {"before": before, "after": self.gauges.clocks()}
+        fields |= {"clocks": clocks, "started": started, "padded": self._padding(cell)}
+        return make_record(cell, round_, order, status, reason, **fields)
+
+    def _prove(self, cell, round_):
+        with self._bound(cell) as (_, forward):
+            found, _ = self._gate(cell, forward)
+        if not found["parity"]["passed"]:
+            return "error", parity.failure(found["parity"]), found
+        return "interpreted", "", found
+
+    def _measure(self, cell, round_):
+        with self._bound(cell) as (model, forward):
+            found, first = self._gate(cell, forward)
+            if not found["parity"]["passed"]:
+                return "error", parity.failure(found["parity"]), found
+            if (
+                self.device.type == "cuda"
+                and cell.launch == "eager"
+                and not is_slow(first, self.rules)
+            ):
+                self._start_peaks()  # the forwards to come hold no outputs for a comparison
+            samples = sample(forward, self.rules, self.watch, first)
+            found["time_ms"] = {"wall": samples.wall, "device": samples.device}
+            found["stopped_by"], found["warmups"] = samples.stopped_by, samples.warmups
+            weights = memory.weight_bytes(model)
+            found["memory_bytes"] = self._memory(weights)
+            if round_ == 0 and self.device.type == "cuda":
+                found["energy_j"] = self.gauges.energy_per_run(forward)
+            if round_ == 0 and self.device.type == "cpu":
+                peak = weights + memory.allocator_peak(forward)
+                found["memory_bytes"]["peak_allocated"] = peak
+        return "ok", "", found
+
+    def _gate(self, cell, forward):
+        """Run a cell for the first time and compare its outputs: ({kernels, parity}, what the stopwatch gave)."""
+        outputs = []
+        with no_collection():
+            first = rep(lambda: outputs.extend(forward.outputs()), self.watch)
+        hidden, logits, kernels = outputs
+        result = parity.check(self._reference(cell), hidden, logits, cell.seqlen)
+        return {"kernels": kernels, "parity": result}, first
+
+    def _bound(self, cell):
+        ids = self.tokens[: cell.batch, : cell.seqlen].to(self.device)
+        return bound(self.models, cell, ids, self.plan.options["logits"])
+
+    def _reference(self, cell):
+        key = cell.arch, cell.dtype
+        if key not in self._references:
+            path = reference_path(self.run, *key)
+            if not path.exists():
+                raise RuntimeError(
+                    f"there is no reference of {' in '.join(key)} to compare with; see log.txt"
+                )
+            self._references[key] = parity.load(path)
+        return self._references[key]
+
+    def _padding(self, cell):
+        return self.plan.tokens["padded"].get(str(cell.seqlen), 0)
+
+    def _start_peaks(self):
+        if self.device.type == "cuda":
+            memory.CudaPeak().start()
+        else:
+            memory.reset_peak_rss()
+
+    def _memory(self, weights):
+        if self.device.type == "cuda":
+            peaks = memory.CudaPeak().read()
+            return memory.memory_record(weights, device_used=self.gauges.used_bytes(), **peaks)
+        return memory.memory_record(weights, peak_rss=memory.peak_rss())
+
+    def _release(self):
+        """Give memory back; Poisoned if the device does not answer any more."""
+        gc.collect()
+        if self.device.type != "cuda":
+            return
+        try:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        except RuntimeError as error:
+            raise Poisoned(one_line(error)) from error
+
+
+def rules(plan, device):
+    """The stopping rules of a plan on a device."""
+    if plan.protocol == "paper":
+        return paper_rules()
+    budget = plan.options["budget"]
+    return Rules(
+        budget_s=budget, slow_s=budget if device.type == "cpu" else max(budget, SLOW_GPU_S)
+    )
+
+
+def warm_ups(cells):
+    """{(arch, impl, dtype): its smallest cell}, in the order of `cells`."""
+    smallest = {}
+    for cell in cells:
+        key = cell.arch, cell.impl, cell.dtype
+        if key not in smallest or (cell.seqlen, cell.batch) < (
+            smallest[key].seqlen,
+            smallest[key].batch,
+        ):
+            smallest[key] = cell
+    return smallest

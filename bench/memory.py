@@ -1,0 +1,110 @@
+"""Four numbers of memory, weights apart, and what each of them holds.
+
+- `weights`: bytes of the model's parameters and buffers, shared storage once.
+- `peak_allocated`: the most bytes held through torch's allocator in one forward, weights included. On CUDA
+  `max_memory_allocated` after a reset, with no other model on the device; on a CPU the weights plus the highest
+  running sum of the allocator's events in one extra forward.
+- `peak_reserved`: what torch had taken from the CUDA driver at its peak; null on a CPU.
+- `device_used`: bytes in use on the whole device by NVML after the forward, other processes included.
+- `peak_rss` (CPU): the largest resident size of the whole process in one forward, interpreter and libraries included.
+"""
+
+import gc
+from pathlib import Path
+
+import torch
+from torch.autograd.profiler import profile
+
+STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+def weight_bytes(model):
+    """Bytes of parameters and buffers; a tied head counts once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+def allocator_peak(forward):
+    """The highest running sum of bytes that one `forward` on the CPU takes from torch's allocator.
+
+    Recording costs microseconds per operation, so the forward is an extra one and never timed.
+    """
+    gc.collect()
+    with profile(use_kineto=True, profile_memory=True) as recorded:
+        forward()
+    events = [e for e in recorded.kineto_results.events() if e.name() == "[memory]"]
+    return running_peak(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
+
+
+def running_peak(changes):
+    """The largest prefix sum of a sequence of signed sizes, at least 0."""
+    held = peak = 0
+    for change in changes:
+        held += change
+        peak = max(peak, held)
+    return peak
+
+
+def reset_peak_rss():
+    """Start a new peak of the resident size; False where the system does not permit it."""
+    try:
+        CLEAR_REFS.write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def peak_rss():
+    """The peak resident size in bytes since the last reset, or None."""
+    try:
+        lines = STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+class CudaPeak:
+    """Peaks of torch's CUDA allocator between `start` and `read`."""
+
+    def start(self):
+        gc.collect()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+    def read(self):
+        torch.cuda.synchronize()
+        return {
+            "peak_allocated": torch.cuda.max_memory_allocated(),
+            "peak_reserved": torch.cuda.max_memory_reserved(),
+        }
+
+
+def memory_record(
+    weights, peak_allocated=None, peak_reserved=None, device_used=None, peak_rss=None
+):
+    """The field `memory_bytes` of a record; None is what could not be measured."""
+    return {
+        "weights": weights,
+        "peak_allocated": peak_allocated,
+        "peak_reserved": peak_reserved,
+        "device_used": device_used,
+        "peak_rss": peak_rss,
+    }
+
+
+def is_out_of_memory(error):
+    """Whether an exception says that memory ran out, on any device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    message = str(error)
+    return isinstance(error, RuntimeError) and (
+        "DefaultCPUAllocator: can't allocate" in message
+        or "DefaultCPUAllocator: not enough memory" in message
+        or "CUDA error: out of memory" in message
+    )

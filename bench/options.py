@@ -1,0 +1,251 @@
+"""The options of the sweep: what the command line says, checked, and with every default decided."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from bench.plan import DTYPES, LAUNCHES, MODES, PROTOCOLS, PlanError, default_lengths
+from bench.records import STATUSES
+from kernels.implementations import IMPLEMENTATIONS
+from models.presets import ARCHITECTURES, PRESETS
+
+QUICK = {"preset": "tiny", "seqlens": [64, 128, 256], "rounds": 2, "budget": 0.05}
+BUDGET_S = {"cpu": 0.15, "cuda": 1.0}
+TOKENIZERS = ("gpt2-32k", "gpt2")
+NOT_PLANNED = ("out", "resume", "retry", "dry_run", "list", "quick", "cell_timeout")
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line."""
+
+    def error(self, message):
+        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def make_parser(description):
+    """Every option with its default; `auto` is decided by the device."""
+    parser = Parser(
+        prog="python -m bench.sweep",
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    what = parser.add_argument_group("what is measured").add_argument
+    what("--impl", type=_some(IMPLEMENTATIONS), default=",".join(IMPLEMENTATIONS), metavar="LIST",
+         help="implementations")  # fmt: skip
+    what("--arch", type=_some(ARCHITECTURES), default=",".join(ARCHITECTURES), metavar="LIST",
+         help="architectures")  # fmt: skip
+    what(
+        "--preset",
+        type=_one(PRESETS),
+        default="paper-50m",
+        metavar="NAME",
+        help="sizes of the models",
+    )
+    what("--checkpoint", type=_checkpoint, action="append", default=argparse.SUPPRESS, metavar="ARCH=DIR",
+         help="weights of one architecture from a local safetensors folder (repeatable; "
+         "without it: our own seeded initialisation)")  # fmt: skip
+    what("--seqlens", type=_lengths, default="auto", metavar="LIST",
+         help="lengths in tokens; auto: half-octaves 128..2048 on a CPU, 512..8192 on a GPU, "
+         "the paper's five under --protocol paper")  # fmt: skip
+    what("--batch", type=_positive_list, default="1", metavar="LIST", help="batch sizes")
+    what("--dtype", type=_some(DTYPES), default="fp32", metavar="LIST",
+         help="fp32 is true float32, tf32 float32 on tensor cores")  # fmt: skip
+    what("--mode", choices=MODES, default="prefill", help="what a forward does")
+    what("--launch", type=_some(LAUNCHES), default="eager", metavar="LIST",
+         help="eager, or graph: replay of a CUDA graph")  # fmt: skip
+    what("--logits", choices=("last", "all"), default="auto",
+         help="positions whose logits are computed; auto: last, all under --protocol paper")  # fmt: skip
+    what(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="auto: the GPU if there is one",
+    )
+
+    text = parser.add_argument_group("the input").add_argument
+    text("--sessions", type=Path, default="generated", metavar="PATH",
+         help="transcripts, a file or a folder (see bench.sessions)")  # fmt: skip
+    text("--kind", choices=("dyadic", "couple"), default="dyadic", help="of generated sessions")
+    text(
+        "--tokenizer",
+        type=_one(TOKENIZERS),
+        default="gpt2-32k",
+        metavar="NAME",
+        help="gpt2-32k or gpt2",
+    )
+
+    how = parser.add_argument_group("how it is measured").add_argument
+    how("--rounds", type=_positive, default=5, help="fresh processes; the unit of inference")
+    how("--protocol", choices=PROTOCOLS, default="lab",
+        help="paper: 2 warm-ups and 5 runs, zero-padded input")  # fmt: skip
+    how("--budget", type=_budget, default="auto", metavar="SECONDS",
+        help="sampling of one cell in one round; auto: {cpu} on a CPU, {cuda} on a GPU".format(**BUDGET_S))  # fmt: skip
+    how("--cell-timeout", type=_seconds, default=300.0, metavar="SECONDS",
+        help="a cell that takes longer in one round is recorded as timeout")  # fmt: skip
+    how(
+        "--threads",
+        type=_threads,
+        default="auto",
+        metavar="N",
+        help="of CPU kernels; auto: torch's choice",
+    )
+    how("--seed", type=_seed, default=0, help="of weights, sessions and the order of cells")
+
+    add("--out", type=Path, default="runs/<timestamp>", metavar="DIR", help="the run directory")
+    add("--resume", action="store_true", help="finish the run in --out; nothing is measured twice")
+    add("--retry", type=_some(STATUSES), default=argparse.SUPPRESS, metavar="LIST",
+        help="with --resume: statuses to measure again, such as error,timeout (without it: none)")  # fmt: skip
+    add("--quick", action="store_true", help="a smoke run: preset tiny, three lengths, two rounds")
+    add("--dry-run", action="store_true", help="print the plan and its cost, write nothing")
+    add("--list", action="store_true", help="print what can be chosen")
+    return parser
+
+
+def given(parser, argv):
+    """{option: value} of what the command line says itself, defaults left out."""
+    blank = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([]))))
+    return {
+        name: value
+        for name, value in vars(parser.parse_args(argv, blank)).items()
+        if value is not None
+    }
+
+
+def with_quick(said):
+    """What was said, with the settings of --quick where nothing else was said."""
+    return QUICK | said if said.get("quick") else said
+
+
+def resolve(args, said):
+    """The options of a plan as plain JSON values, every default decided.
+
+    Args:
+        args: the parsed namespace.
+        said: as `given` found, `with_quick` applied.
+
+    Raises:
+        PlanError: options that do not go together.
+    """
+    options = vars(args) | said
+    options = {name: value for name, value in options.items() if name not in NOT_PLANNED}
+    device = options["device"] = _device(options["device"])
+    paper = options["protocol"] == "paper"
+    if options["seqlens"] == "auto":
+        options["seqlens"] = list(default_lengths(device, options["protocol"]))
+    if options["logits"] == "auto":
+        options["logits"] = "all" if paper else "last"
+    if options["budget"] == "auto":
+        options["budget"] = BUDGET_S[device]
+    if options["threads"] == "auto":
+        options["threads"] = torch.get_num_threads()
+    generated = "sessions" not in said
+    options["sessions"] = None if generated else str(options["sessions"])
+    options["checkpoint"] = _checkpoints(options.get("checkpoint", []), options["arch"])
+    return options
+
+
+def resolved_subset(options, said):
+    """The resolved values of the options that were said: what a resumed run must agree with."""
+    return {name: options[name] for name in said if name in options}
+
+
+def out_directory(said):
+    """Where the run goes."""
+    return said.get("out") or Path("runs") / time.strftime("%Y-%m-%d-%H%M%S")
+
+
+def _device(name):
+    has_gpu = torch.cuda.is_available()
+    if name == "auto":
+        return "cuda" if has_gpu else "cpu"
+    if name == "cuda" and not has_gpu:
+        raise PlanError("--device cuda: torch sees no CUDA device here; use --device cpu")
+    return name
+
+
+def _checkpoints(pairs, archs):
+    found = {}
+    for arch, folder in pairs:
+        if arch in found:
+            raise PlanError(f"--checkpoint {arch}: given twice")
+        if arch not in archs:
+            raise PlanError(f"--checkpoint {arch}: {arch} is not among --arch {','.join(archs)}")
+        found[arch] = str(folder)
+    return found
+
+
+def _one(choices):
+    def parse(text):
+        if text not in choices:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is unknown; choose from {', '.join(choices)}"
+            )
+        return text
+
+    return parse
+
+
+def _some(choices):
+    one = _one(choices)
+
+    def parse(text):
+        return list(dict.fromkeys(one(name.strip()) for name in text.split(",")))
+
+    return parse
+
+
+def _positive(text):
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
+
+
+def _positive_list(text):
+    return sorted({_positive(item.strip()) for item in text.split(",")})
+
+
+def _lengths(text):
+    return text if text == "auto" else _positive_list(text)
+
+
+def _threads(text):
+    return text if text == "auto" else _positive(text)
+
+
+def _seed(text):
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def _budget(text):
+    return text if text == "auto" else _seconds(text)
+
+
+def _seconds(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+    return value
+
+
+def _checkpoint(text):
+    arch, equals, folder = text.partition("=")
+    if not equals or not folder or arch not in ARCHITECTURES:
+        takes = " or ".join(f"{arch}=DIR" for arch in ARCHITECTURES)
+        raise argparse.ArgumentTypeError(f"{text!r} is not {takes}")
+    return arch, Path(folder)

@@ -1,0 +1,154 @@
+"""What a run measures: factors -> cells -> rounds, and the file `plan.json` that a resumed run starts from."""
+
+import itertools
+import json
+import random
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+VERSION = 1
+DTYPES = ("fp32", "tf32", "bf16", "fp16")
+MODES = ("prefill",)
+LAUNCHES = ("eager", "graph")
+PROTOCOLS = ("lab", "paper")
+PAPER_LENGTHS = (512, 1024, 2048, 4096, 8192)
+
+
+class PlanError(ValueError):
+    """A plan that cannot be made, read or resumed; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the plan. `dtype` is one of DTYPES: fp32 is true float32, tf32 is float32 on tensor cores."""
+
+    arch: str
+    impl: str
+    preset: str
+    seqlen: int
+    batch: int = 1
+    dtype: str = "fp32"
+    mode: str = "prefill"
+    launch: str = "eager"
+
+    @property
+    def id(self):
+        """The name in ranges and messages, such as `mamba-triton-paper-50m-2048-b1-fp32-prefill-eager`."""
+        return (
+            f"{self.arch}-{self.impl}-{self.preset}-{self.seqlen}-b{self.batch}-"
+            f"{self.dtype}-{self.mode}-{self.launch}"
+        )
+
+
+@dataclass
+class Plan:
+    """Everything that decides what is measured: the content of `plan.json`.
+
+    Attributes:
+        options: the resolved options of the command line, those that a resumed run must repeat.
+        architectures: {arch: parameter counts and sizes}.
+        tokens: {"sha256", "sessions", "padded": {seqlen: zeros appended}}.
+    """
+
+    cells: list[Cell]
+    rounds: int
+    seed: int
+    protocol: str
+    preset: str
+    options: dict = field(default_factory=dict)
+    architectures: dict = field(default_factory=dict)
+    tokens: dict = field(default_factory=dict)
+    created: str = ""
+    command: str = ""
+
+    def to_json(self):
+        return {"version": VERSION, **asdict(self)}
+
+    def write(self, path):
+        """Write the file so that it is whole, old or new."""
+        part = Path(path).with_suffix(".part")
+        part.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        part.replace(path)
+
+
+def read_plan(path):
+    """The `Plan` of a `plan.json`; PlanError with the file and what is wrong with it."""
+    path = Path(path)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PlanError(f"{path.parent} holds no plan.json, so it is no run") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise PlanError(f"{path}: not readable as JSON: {error}") from None
+    try:
+        if data.pop("version") != VERSION:
+            raise PlanError(f"{path}: written by another version of the lab; start a new run")
+        cells = [Cell(**cell) for cell in data.pop("cells")]
+        plan = Plan(cells=cells, **data)
+        if not cells or plan.rounds < 1:
+            raise PlanError(f"{path}: it plans nothing")
+        return plan
+    except (AttributeError, KeyError, TypeError) as error:
+        raise PlanError(f"{path}: not a plan: {error}") from None
+
+
+def make_cells(archs, impls, preset, seqlens, batches, dtypes, launches, mode="prefill"):
+    """The cross product of the factors, in the order of the arguments."""
+    product = itertools.product(archs, impls, dtypes, launches, batches, seqlens)
+    return [
+        Cell(arch, impl, preset, seqlen, batch, dtype, mode, launch)
+        for arch, impl, dtype, launch, batch, seqlen in product
+    ]
+
+
+def half_octaves(low, high):
+    """Lengths from `low` to `high`, each sqrt(2) times the one before, rounded to a whole token."""
+    count = 0
+    lengths = []
+    while (length := round(low * 2 ** (count / 2))) <= high:
+        lengths.append(length)
+        count += 1
+    return tuple(lengths)
+
+
+def default_lengths(device_type, protocol):
+    """The paper's five lengths, or half-octaves that suit the device."""
+    if protocol == "paper":
+        return PAPER_LENGTHS
+    return half_octaves(512, 8192) if device_type == "cuda" else half_octaves(128, 2048)
+
+
+def round_order(cells, seed, round_):
+    """The cells of one round in an order of their own, the same for the same seed and round."""
+    order = list(cells)
+    random.Random(f"{seed}/{round_}").shuffle(order)
+    return order
+
+
+def references(cells):
+    """{(arch, dtype): (longest seqlen, largest batch)} of the references that `cells` are compared with."""
+    found = {}
+    for cell in cells:
+        length, batch = found.get((cell.arch, cell.dtype), (0, 0))
+        found[cell.arch, cell.dtype] = max(length, cell.seqlen), max(batch, cell.batch)
+    return found
+
+
+def reference_path(run, arch, dtype):
+    """Where a run keeps a reference."""
+    return Path(run) / "references" / f"{arch}-{dtype}.safetensors"
+
+
+def changed_options(planned, asked):
+    """Why a run cannot be resumed with the options `asked`: [(option, planned value, asked value)].
+
+    `rounds` may grow: the cells stay the same. Options that the plan does not hold decide no cell.
+    """
+    changed = []
+    for name, value in asked.items():
+        if name not in planned or value == planned[name]:
+            continue
+        if name == "rounds" and value > planned[name]:
+            continue
+        changed.append((name, planned[name], value))
+    return changed

@@ -1,0 +1,132 @@
+"""From options to a run directory: everything is read and checked before anything is written."""
+
+import itertools
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from bench.cost import sizes
+from bench.forward import build_planned
+from bench.machine import describe
+from bench.plan import Plan, PlanError, make_cells
+from bench.records import now
+from bench.sessions import SessionError, read, stream
+from bench.tokens import TokensError, token_stream
+from models.build import parameter_counts
+from models.tokenizer import load
+
+PAPER_SESSIONS = 4
+
+
+def make_plan(options, command=""):
+    """(Plan, Tokens) of resolved options; PlanError with one line for anything that cannot be had."""
+    tokenizer = _tokenizer(options["tokenizer"])
+    options = options | {"vocabulary": tokenizer.vocab_size}
+    architectures = {arch: _architecture(arch, options, tokenizer) for arch in options["arch"]}
+    tokens = _tokens(options, tokenizer)
+    label = options["preset"] + ("+checkpoint" if options["checkpoint"] else "")
+    cells = make_cells(
+        options["arch"], options["impl"], label, options["seqlens"], options["batch"],
+        options["dtype"], options["launch"], options["mode"],
+    )  # fmt: skip
+    plan = Plan(
+        cells=cells,
+        rounds=options["rounds"],
+        seed=options["seed"],
+        protocol=options["protocol"],
+        preset=label,
+        options=options,
+        architectures=architectures,
+        tokens={
+            "sha256": tokens.sha256,
+            "sessions": tokens.sessions,
+            "padded": {str(n): tokens.padding_at(n) for n in options["seqlens"]},
+        },
+        created=now(),
+        command=command,
+    )
+    return plan, tokens
+
+
+def create(path, plan, tokens):
+    """Make the run directory: it appears whole, or not at all."""
+    path = Path(path)
+    machine = describe(plan.options["device"])
+    if machine["gpu"]:
+        torch.cuda.empty_cache()  # the workers' device_used should not count what measuring the peaks took
+    part = path.parent / f".{path.name}.{os.getpid()}"
+    try:
+        part.mkdir(parents=True)
+        (part / "references").mkdir()
+        plan.write(part / "plan.json")
+        (part / "machine.json").write_text(json.dumps(machine, indent=1) + "\n", encoding="utf-8")
+        save_file({"ids": tokens.ids}, part / "references" / "tokens.safetensors")
+        (part / "log.txt").touch()
+        part.rename(path)
+    except OSError as error:
+        raise PlanError(f"--out {path}: cannot be made: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def check_machine(path, plan):
+    """Refuse to finish on one machine what was begun on another."""
+    try:
+        then = json.loads((Path(path) / "machine.json").read_text(encoding="utf-8"))
+        before = then["cpu"], (then["gpu"] or {}).get("name")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PlanError(f"{path}/machine.json: not readable: {error}") from None
+    here = describe(plan.options["device"], peaks=False)
+    if before != (now_here := (here["cpu"], (here["gpu"] or {}).get("name"))):
+        raise PlanError(
+            f"--resume: the run {path} was measured on {before[1] or before[0]}, and this is "
+            f"{now_here[1] or now_here[0]}; start another run"
+        )
+
+
+def _tokenizer(name):
+    try:
+        return load(name)
+    except (OSError, ValueError) as error:
+        raise PlanError(f"--tokenizer {name}: {error}") from None
+
+
+def _architecture(arch, options, tokenizer):
+    """Parameter counts and sizes of one architecture, after building it once."""
+    try:
+        model = build_planned(arch, options)
+    except (OSError, ValueError, ImportError) as error:
+        raise PlanError(str(error)) from None
+    config, counts = model.config, parameter_counts(model)
+    if config.vocab_size < tokenizer.vocab_size:
+        raise PlanError(
+            f"--tokenizer {options['tokenizer']}: its {tokenizer.vocab_size:,} ids do not fit the "
+            f"{config.vocab_size:,} of the {arch} checkpoint"
+        )
+    positions = getattr(config, "max_position_embeddings", None)
+    longest = max(options["seqlens"])
+    if positions is not None and longest > positions:
+        raise PlanError(
+            f"--seqlens {longest}: {arch} has {positions:,} positions (preset {options['preset']})"
+        )
+    return {"total": counts.total, "embedding": counts.embedding, "other": counts.other} | {
+        "sizes": sizes(config, counts)
+    }
+
+
+def _tokens(options, tokenizer):
+    try:
+        if options["sessions"] is not None:
+            sessions = read(options["sessions"])
+        else:
+            sessions = stream(options["seed"], options["kind"])
+            if options["protocol"] == "paper":
+                sessions = itertools.islice(sessions, PAPER_SESSIONS)
+        longest, rows = max(options["seqlens"]), max(options["batch"])
+        return token_stream(sessions, tokenizer, longest, rows, options["protocol"])
+    except (OSError, SessionError, TokensError) as error:
+        raise PlanError(f"--{error}" if isinstance(error, TokensError) else str(error)) from None

@@ -1,0 +1,103 @@
+"""What a run shows while it goes on, on standard error: a bar with time left, or a line now and then in a pipe."""
+
+import math
+import time
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+from bench.plan import Cell
+
+LINE_EVERY_S = 20.0
+
+
+def duration(seconds):
+    """`45 s`, `3 min 20 s` or `2 h 05 min`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
+
+
+class Watcher:
+    """Follows a run for a person.
+
+    Args:
+        console: a rich Console on standard error.
+        clock: a `bench.cost.Clock`.
+        todo: {round: cells without a record}; proofs count as cells of the round "proof".
+    """
+
+    def __init__(self, console, clock, todo):
+        self.console, self.clock = console, clock
+        self.todo = {round_: set(cells) for round_, cells in todo.items()}
+        self.total = sum(map(len, self.todo.values()))
+        self.bar = None
+        if console.is_terminal:
+            columns = (
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[left]}"),
+            )
+            self.bar = Progress(*columns, console=console)
+            self.task = self.bar.add_task("starting", total=self.total, left="")
+        self._printed = -math.inf
+        self._shown = set()
+
+    def __enter__(self):
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *exception):
+        if self.bar:
+            self.bar.stop()
+
+    def step(self, text):
+        """Something other than a cell begins."""
+        self._show(text)
+
+    def cell(self, cell, round_):
+        """A cell begins."""
+        self._show(f"round {round_ + 1}: {cell.id}")
+
+    def record(self, record, seconds):
+        """A cell has its record; `seconds` is None where no worker measured it."""
+        cell = Cell(**record["cell"])
+        proof = cell in self.todo.get("proof", ())
+        self.todo.get("proof" if proof else record["round"], set()).discard(cell)
+        if seconds is not None and not proof:
+            self.clock.observe(cell, seconds)
+        if record["status"] in ("error", "timeout", "oom"):
+            self._complain(cell, record)
+        if self.bar:
+            self.bar.update(self.task, completed=self.total - self.left())
+
+    def _complain(self, cell, record):
+        """Show what went wrong, the same trouble of an implementation once."""
+        trouble = cell.arch, cell.impl, record["status"], record["reason"]
+        if trouble not in self._shown:
+            self._shown.add(trouble)
+            self._line(
+                f"{cell.id}, round {record['round'] + 1}: {record['status']}: {record['reason']}"
+            )
+
+    def _line(self, text):
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def left(self):
+        """Cells without a record."""
+        return sum(map(len, self.todo.values()))
+
+    def _show(self, text):
+        rounds = [cells for round_, cells in self.todo.items() if round_ != "proof"]
+        left = f"{duration(self.clock.remaining(rounds))} left"
+        if self.bar:
+            self.bar.update(self.task, description=text, left=left)
+        elif time.monotonic() - self._printed >= LINE_EVERY_S:
+            self._printed = time.monotonic()
+            done = self.total - self.left()
+            self._line(f"{done}/{self.total} cells, about {left}; {text}")

@@ -1,0 +1,188 @@
+"""The parent's side with workers that die, hang and never start; they speak the protocol and import no torch."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.plan import Cell, Plan, round_order
+from bench.records import NAME, Appender, done, read_records
+from bench.runner import Runner, RunnerError
+
+FAKE = Path(__file__).with_name("fake_worker.py")
+
+
+class Silent:
+    def __init__(self):
+        self.seconds = []
+
+    def cell(self, cell, round_):
+        pass
+
+    def record(self, record, seconds):
+        self.seconds.append(seconds)
+
+    def step(self, text):
+        pass
+
+
+class Bench:
+    """A run directory with a plan over `lengths` for one or more implementations."""
+
+    def __init__(self, path, lengths, impls=("hf",), timeout=30.0):
+        self.path = path
+        self.cells = [Cell("mamba", impl, "tiny", n) for impl in impls for n in lengths]
+        self.plan = Plan(self.cells, 2, 0, "lab", "tiny", options={"threads": 1})
+        self.plan.write(path / "plan.json")
+        self.appender = Appender(path / NAME)
+        self.watcher = Silent()
+        command = (sys.executable, "-S", str(FAKE))
+        self.runner = Runner(path, self.plan, self.appender, timeout, self.watcher, command)
+
+    def round(self, round_=0):
+        self.runner.round(round_, self.cells, done(self.records()))
+        return self.records()
+
+    def records(self):
+        return read_records(self.path / NAME)
+
+    def ran(self):
+        return (self.path / "ran").read_text().splitlines()
+
+    def environment(self, task):
+        """TRITON_INTERPRET as the worker of a task saw it."""
+        return json.loads((self.path / f"interpret-{task}").read_text())
+
+    def log(self):
+        return (self.path / "log.txt").read_text()
+
+
+@pytest.fixture
+def bench(tmp_path):
+    made = []
+
+    def make(*args, **kwargs):
+        made.append(Bench(tmp_path, *args, **kwargs))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.runner.close()
+        one.appender.close()
+
+
+def statuses(records):
+    return {record["cell"]["seqlen"]: record["status"] for record in records}
+
+
+def test_a_round_runs_every_cell_once_in_its_own_order(bench):
+    b = bench([1, 2, 3, 4, 5, 6, 7, 8])
+    for round_ in (0, 1):
+        records = [r for r in b.round(round_) if r["round"] == round_]
+        want = [cell.seqlen for cell in round_order(b.cells, 0, round_)]
+        assert [r["cell"]["seqlen"] for r in records] == want
+        assert [r["order"] for r in records] == list(range(8))
+    assert all(seconds is not None for seconds in b.watcher.seconds)
+
+
+def test_a_dead_worker_costs_one_cell(bench):
+    b = bench([1, 2, 666, 3, 4])
+    records = b.round()
+    assert statuses(records) == {1: "ok", 2: "ok", 666: "error", 3: "ok", 4: "ok"}
+    (dead,) = [r for r in records if r["status"] == "error"]
+    assert dead["reason"] == "the worker process died (signal 9) during this cell"
+    assert dead["order"] == round_order(b.cells, 0, 0).index(Cell("mamba", "hf", "tiny", 666))
+    assert len(b.ran()) == 5
+
+
+def test_a_hanging_cell_is_a_timeout_and_the_rest_goes_on(bench):
+    b = bench([1, 777, 2], timeout=1.0)
+    records = b.round()
+    assert statuses(records) == {1: "ok", 2: "ok", 777: "timeout"}
+    (late,) = [r for r in records if r["status"] == "timeout"]
+    assert late["reason"] == "the cell took longer than 1 s (--cell-timeout)"
+
+
+def test_dying_once_in_a_warm_up_costs_nothing(bench, tmp_path):
+    b = bench([1, 2])
+    (tmp_path / "once-warm").touch()
+    assert statuses(b.round()) == {1: "ok", 2: "ok"}
+
+
+def test_dying_always_in_a_warm_up_costs_that_implementation(bench):
+    b = bench([1, 667], impls=["hf", "torch"])
+    b.cells = [c for c in b.cells if (c.impl, c.seqlen) != ("torch", 667)]
+    records = b.round()
+    found = {(r["cell"]["impl"], r["cell"]["seqlen"]): r["status"] for r in records}
+    assert found == {("hf", 1): "error", ("hf", 667): "error", ("torch", 1): "ok"}
+    assert "died (signal 9) while warming up mamba hf fp32" in records[0]["reason"]
+
+
+def test_a_worker_that_never_starts_ends_the_run_with_one_line(bench, tmp_path):
+    b = bench([1])
+    (tmp_path / "never-start").touch()
+    with pytest.raises(RunnerError, match=r"ended with status 1.*log\.txt") as error:
+        b.round()
+    assert "\n" not in str(error.value)
+    assert b.records() == []
+
+
+def test_a_worker_that_fails_to_start_once_is_forgiven(bench, tmp_path):
+    b = bench([1])
+    (tmp_path / "once-start").touch()
+    assert statuses(b.round()) == {1: "ok"}
+
+
+def test_a_reference_that_kills_its_process_is_skipped(bench, tmp_path):
+    b = bench([1])
+    (tmp_path / "no-reference-mamba").touch()
+    b.runner.prepare(b.cells, [])
+    assert (tmp_path / "prepared").read_text() == '[["mamba", "fp32"]]'
+
+
+def test_proofs_run_after_the_references_through_the_interpreter(bench, tmp_path):
+    b = bench([1, 2])
+    b.runner.prepare(b.cells, b.cells[:1])
+    assert [(r["round"], r["status"]) for r in b.records()] == [(0, "ok")]
+    assert (tmp_path / "prepared").read_text() == "[]"
+    assert b.environment("prepare") == "1"
+    b.round()
+    assert b.environment("round") is None
+
+
+def test_references_that_are_here_are_not_computed_again(bench, tmp_path):
+    b = bench([1])
+    (tmp_path / "references").mkdir()
+    (tmp_path / "references" / "mamba-fp32.safetensors").touch()
+    b.runner.prepare(b.cells, [])
+    assert not (tmp_path / "prepared").exists()
+
+
+def test_what_is_done_is_not_run_again(bench, tmp_path):
+    b = bench([1, 2, 3])
+    (tmp_path / "once-start").touch()
+    b.round()
+    b.round()
+    assert len(b.records()) == len(b.ran()) == 3
+    with (tmp_path / NAME).open("ab") as file:
+        file.truncate(0)
+    b.round()
+    assert len(b.ran()) == 6
+
+
+def test_what_workers_print_goes_to_the_log(bench):
+    b = bench([888])
+    b.round()
+    assert "a warning of some library" in b.log()
+    assert "round 0: process" in b.log()
+
+
+def test_the_worker_is_told_threads_and_no_interpreter(bench, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    b = bench([1])
+    env = b.runner._env()
+    assert env["NUMBA_NUM_THREADS"] == "1"
+    assert env["HF_HUB_OFFLINE"] == "1"
+    assert "TRITON_INTERPRET" not in env
+    assert b.runner._env(TRITON_INTERPRET="1")["TRITON_INTERPRET"] == "1"
