@@ -48,9 +48,9 @@ def run_tests(out, seconds):
     }
 
 
-def run_kernels(out, device):
+def run_kernels(out, device, peaks):
     """Rows of bench.kernels in fp32 and bf16."""
-    return bench_kernels.run(OPERATORS, ("fp32", "bf16"), device, out)
+    return bench_kernels.run(OPERATORS, ("fp32", "bf16"), device, peaks, out)
 
 
 def run_sweep(out, seconds, extra=()):
@@ -99,18 +99,20 @@ def sweep_rows(folder):
 
 
 def kernel_lines(rows):
-    """Markdown rows: operator, problem, dtype, then each contender's time and its ratio to ours."""
-    yield "| operator | problem | dtype | implementation | ms | TFLOP/s | GB/s | error/bound | note |"
-    yield "|---|---|---|---|---:|---:|---:|---:|---|"
+    """Markdown rows: operator, problem, dtype, contender, its time and rates, and its share of the floor."""
+    columns = "ms | TFLOP/s | GB/s | share of floor | error/bound | note"
+    yield f"| operator | problem | dtype | implementation | {columns} |"
+    yield "|---|---|---|---|---:|---:|---:|---:|---:|---|"
     for row in rows:
         head = f"| {row['operator']} | {row['problem']} | {row['dtype']} | {row['impl']} |"
         bound = "" if row["error_over_bound"] is None else f"{row['error_over_bound']:.2f}"
         if row["samples_ms"]:
             ms = statistics.median(bench_kernels.block_medians(row))
             rates = f"{row['flops'] / ms / 1e9:.1f} | {row['bytes'] / ms / 1e6:.0f}"
-            yield f"{head} {ms:.4f} | {rates} | {bound} | {row['kernel']} |"
+            share = bench_kernels.share_of_floor(row)
+            yield f"{head} {ms:.4f} | {rates} | {share} | {bound} | {row['kernel']} |"
         else:
-            yield f"{head} | | | {bound} | {row['status']}: {_cell(row['reason'])} |"
+            yield f"{head} | | | | {bound} | {row['status']}: {_cell(row['reason'])} |"
 
 
 def sweep_lines(rows):
@@ -141,7 +143,8 @@ def write_record(out, result):
         f"# {gpu['name'] if gpu else machine['cpu']}, revision {machine['git']['revision']}",
         "",
         f"torch {machine['versions']['torch']}, triton {machine['versions'].get('triton')}, "
-        f"copy {machine['peaks']['copy_bytes_per_s'] / 1e9:.0f} GB/s (read plus written).",
+        f"copy {machine['peaks']['copy_bytes_per_s'] / 1e9:.0f} GB/s (read plus written), "
+        f"{machine['peaks']['exp_per_s'] / 1e12:.3g} T exponentials/s.",
     ]
     if tests := result["stages"].get("tests"):
         lines += ["", f"Tests on the device: {tests['summary']}"]
@@ -188,7 +191,7 @@ def run_suite(out, stages, seconds, device):
     result["failed"] = {}
     work = {
         "tests": lambda left: run_tests(out, left),
-        "kernels": lambda left: run_kernels(out, device),
+        "kernels": lambda left: run_kernels(out, device, result["machine"]["peaks"]),
         "sweep": lambda left: run_sweep(out, left),
     }
     for stage in stages:

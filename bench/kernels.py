@@ -6,11 +6,13 @@
 Every row passed the accuracy rule first: what fails it has no time. Contenders are timed in randomised blocks,
 on a GPU by device events with the L2 cache flushed before each sample, on a CPU by the wall clock. A block
 counts with one number (its median); intervals of ratios are t intervals over paired blocks. The process is one,
-so intervals here tell whether kernels differ, not whether processes do. `--out` keeps every row in
-`kernels.jsonl`, appended and synced; a second call with the same folder measures only what is missing.
+so intervals here tell whether kernels differ, not whether processes do. The share of the floor is the least time
+that the machine's own peaks allow (kernels.roofline), over the time. `--out` keeps every row in `kernels.jsonl`,
+appended and synced; a second call with the same folder measures only what is missing.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import random
@@ -31,7 +33,8 @@ from bench.plan import PlanError
 from bench.records import Appender, one_line
 from bench.verdict import ratio_interval
 from kernels.accuracy import errors
-from kernels.implementations import Unavailable, recording
+from kernels.implementations import Unavailable, interpreted, recording
+from kernels.roofline import floor
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BLOCKS = 10
@@ -39,43 +42,23 @@ SAMPLES = 5  # per block
 LARGEST_GOLD = 32_768  # tokens: longer problems are checked on a copy of this many, and say so
 
 
-def measure_problem(operator, problem, dtype, device, *, blocks=BLOCKS, samples=SAMPLES):
-    """Check and time every contender on one problem: a list of rows, dicts of plain values."""
-    rows = []
-    runs = {}
+def measure_problem(operator, problem, dtype, device, peaks, *, blocks=BLOCKS, samples=SAMPLES):
+    """Check and time every contender on one problem: a list of rows, dicts of plain values.
+
+    `peaks` are those of `bench.machine.measure_peaks`; rows hold the floor that follows from them.
+    """
     checked = dataclasses.replace(problem, seqlen=min(problem.seqlen, LARGEST_GOLD))
     truth = _truth(operator, checked, dtype, device)
     inputs = problem.inputs(DTYPES[dtype], device)
+    rows, admitted = [], []
     for name, run in contenders(operator, device):
-        row = {
-            "operator": operator,
-            "problem": str(problem),
-            "dtype": dtype,
-            "impl": name,
-            "status": "ok",
-            "reason": "",
-            "kernel": "",
-            "checked_on": str(checked),
-            "error_over_bound": None,
-            "samples_ms": [],
-            "flops": problem.flops(),
-            "bytes": problem.bytes(DTYPES[dtype]),
-        }
+        row = _new_row(operator, problem, dtype, name, peaks) | {"checked_on": str(checked)}
         rows.append(row)
         try:
-            with torch.no_grad(), recording() as manifest:
-                output = run(**checked.inputs(DTYPES[dtype], device))
-            row["kernel"] = manifest.get(operator, name)
-            found = errors(output, *truth)
-            row["error_over_bound"] = max(
-                error / max(bound, 1e-300) for error, bound in found.values()
-            )
-            if row["error_over_bound"] > 1:
-                row.update(status="error", reason=f"fails the accuracy rule: {found}")
-                continue
-            with torch.no_grad():
-                run(**inputs)
-            runs[name] = row, run
+            if _admit(row, run, checked.inputs(DTYPES[dtype], device), truth):
+                with torch.no_grad():
+                    run(**inputs)
+                admitted.append((row, run))
         except (Unavailable, NotImplementedError) as error:
             row.update(status="unavailable", reason=str(error))
         except torch.OutOfMemoryError as error:
@@ -83,16 +66,48 @@ def measure_problem(operator, problem, dtype, device, *, blocks=BLOCKS, samples=
         except Exception as error:  # a peer that breaks is a row of the table, not the end of it
             row.update(status="error", reason=one_line(error))
     clock = _device_clock(device) if device.type == "cuda" else _wall_clock
-    order = list(runs)
     shuffle = random.Random(str(problem)).shuffle
     with torch.no_grad():
         for _ in range(blocks):
-            shuffle(order)
-            for name in order:
-                row, run = runs[name]
+            shuffle(admitted)
+            for row, run in admitted:
                 times = [clock(lambda run=run: run(**inputs)) for _ in range(samples)]
                 row["samples_ms"].append(times)
     return rows
+
+
+def _new_row(operator, problem, dtype, name, peaks):
+    least = floor(problem, dtype, peaks)
+    return {
+        "operator": operator,
+        "problem": str(problem),
+        "dtype": dtype,
+        "impl": name,
+        "status": "ok",
+        "reason": "",
+        "kernel": "",
+        "error_over_bound": None,
+        "samples_ms": [],
+        "flops": problem.flops(),
+        "bytes": problem.bytes(DTYPES[dtype]),
+        "floor_ms": 1e3 * least.seconds,
+        "bound": least.bound,
+        "floor_missing": list(least.missing),
+    }
+
+
+def _admit(row, run, inputs, truth):
+    """Run a contender once and note in its row what ran and how it erred; False if it must not be timed."""
+    with torch.no_grad(), recording() as manifest:
+        output = run(**inputs)
+    row["kernel"] = manifest.get(row["operator"], row["impl"])
+    found = errors(output, *truth)
+    row["error_over_bound"] = max(error / max(bound, 1e-300) for error, bound in found.values())
+    if row["error_over_bound"] > 1:
+        row.update(status="error", reason=f"fails the accuracy rule: {found}")
+    elif row["impl"] == "triton" and interpreted():
+        row.update(status="interpreted", reason="Triton's interpreter says nothing about time")
+    return row["status"] == "ok"
 
 
 def _truth(operator, problem, dtype, device):
@@ -135,6 +150,18 @@ def block_medians(row):
     return [statistics.median(block) for block in row["samples_ms"]]
 
 
+def share_of_floor(row):
+    """What part of a row's time the machine's peaks account for, and the term that bounds it.
+
+    Empty without a time, and for a row of a file from before rows had floors.
+    """
+    if not row["samples_ms"] or "floor_ms" not in row:
+        return ""
+    share = row["floor_ms"] / statistics.median(block_medians(row))
+    without = f" (no {', '.join(row['floor_missing'])} peak)" if row["floor_missing"] else ""
+    return f"{100 * share:.3g} % {row['bound']}{without}"
+
+
 def result_table(rows, against="triton"):
     """A rich table of the rows that ran.
 
@@ -145,14 +172,14 @@ def result_table(rows, against="triton"):
     left = ("operator", "problem", "implementation", "kernel")
     for column in ("operator", "problem", "dtype", "implementation", "ms", "TFLOP/s", "GB/s"):
         table.add_column(column, justify="left" if column in left else "right")
-    for column in ("time / best of ours", "error / bound", "kernel"):
+    for column in ("share of floor", "time / best of ours", "error / bound", "kernel"):
         table.add_column(column, justify="left" if column in left else "right")
     for row in rows:
         head = [row["operator"], row["problem"], row["dtype"], row["impl"]]
         bound = "" if row["error_over_bound"] is None else f"{row['error_over_bound']:.2f}"
         if not row["samples_ms"]:
             if row["status"] != "unavailable":
-                table.add_row(*head, *[""] * 4, bound, f"[red]{row['status']}[/]: {row['reason']}")
+                table.add_row(*head, *[""] * 5, bound, f"[red]{row['status']}[/]: {row['reason']}")
             continue
         ms = statistics.median(block_medians(row))
         table.add_row(
@@ -160,6 +187,7 @@ def result_table(rows, against="triton"):
             f"{ms:.4g}",
             f"{row['flops'] / ms / 1e9:.3g}",
             f"{row['bytes'] / ms / 1e6:.3g}",
+            share_of_floor(row),
             _ratio(row, _reference_row(rows, row, against)),
             bound,
             row["kernel"],
@@ -199,7 +227,7 @@ def _ratio(row, base):
     return f"{interval.ratio:.2f} ({interval.low:.2f}..{interval.high:.2f})"
 
 
-def run(operators, dtypes, device, out=None, progress=True):
+def run(operators, dtypes, device, peaks, out=None, progress=True):
     """Measure the grid of `device` and return its rows, resuming from `out`/kernels.jsonl if it is there."""
     file = None if out is None else Path(out) / "kernels.jsonl"
     rows = read_rows(file)
@@ -211,16 +239,19 @@ def run(operators, dtypes, device, out=None, progress=True):
         for dtype in dtypes
         if (operator, str(problem), dtype) not in known
     ]
-    appender = None
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        appender = Appender(file)
     console = Console(stderr=True)
-    for operator, problem, dtype in track(todo, "kernels", console=console, disable=not progress):
-        found = measure_problem(operator, problem, dtype, device)
-        if appender is not None:
-            appender.append({"rows": found})
-        rows += found
+    with contextlib.ExitStack() as stack:
+        appender = None
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            appender = stack.enter_context(contextlib.closing(Appender(file)))
+        for operator, problem, dtype in track(
+            todo, "kernels", console=console, disable=not progress
+        ):
+            found = measure_problem(operator, problem, dtype, device, peaks)
+            if appender is not None:
+                appender.append({"rows": found})
+            rows += found
     return rows
 
 
@@ -250,13 +281,17 @@ def main(argv=None):
     except PlanError as error:
         parser.error(str(error))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rows = run(operators, dtypes, device, args.out)
+    peaks = measure_peaks(device)
+    rows = run(operators, dtypes, device, peaks, args.out)
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(result_table(rows))
     for reason, names in absences(rows).items():
         console.print(f"{', '.join(names)}: {reason}", soft_wrap=True)
-    copy = measure_peaks(device)["copy_bytes_per_s"]
-    console.print(f"A copy on this device moves {copy / 1e9:.0f} GB/s, read plus written.")
+    console.print(
+        f"A copy on this device moves {peaks['copy_bytes_per_s'] / 1e9:.0f} GB/s, read plus written; "
+        f"it computes {peaks['exp_per_s'] / 1e9:.3g} G exponentials/s.",
+        soft_wrap=True,
+    )
     return 0
 
 

@@ -3,6 +3,7 @@
 Peaks are measured and not looked up, because tables of datasheet figures rot and boost clocks differ.
 """
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -17,6 +18,8 @@ PACKAGES = (
     "torch", "triton", "transformers", "tokenizers", "numpy", "numba", "scipy", "scikit-learn", "nvtx",
     "mamba-ssm", "causal-conv1d", "flash-attn",
 )  # fmt: skip
+PEAK_SECONDS = 0.3  # of sampling for each peak
+EXP_ELEMENTS = 1 << 16  # two arrays of 256 KiB: in a core's cache, and long beside the call
 
 
 def describe(device="cpu", peaks=True):
@@ -24,7 +27,7 @@ def describe(device="cpu", peaks=True):
 
     Args:
         device: the torch device that cells run on.
-        peaks: also measure copy bandwidth and matrix rates (about a second).
+        peaks: also measure the rates of `measure_peaks` (a second or two).
     """
     device = torch.device(device)
     return {
@@ -111,27 +114,72 @@ def git_state():
 
 
 def measure_peaks(device):
-    """Copy bandwidth (bytes read plus written a second) and matrix rates (FLOP/s) by dtype, best of several."""
+    """The rates that `kernels.roofline` divides work by, each the best of many samples.
+
+    On a CPU, matrix and exponential rates are those of one thread times the number of threads: where anything else
+    runs, threads that wait for each other measure the scheduler (a tenth of the rate, or less). Cores that slow each
+    other down do less, so these are upper bounds. Copy bandwidth is shared, so all threads copy.
+
+    Returns:
+        {"copy_bytes_per_s": bytes read plus written, "matmul_flops": {dtype: FLOP/s}, "exp_per_s": results of the
+        exponential unit, float32}.
+    """
     device = torch.device(device)
     on_gpu = device.type == "cuda"
-    copy = _copy_bandwidth((1 << 28) if on_gpu else (1 << 24), device)
-    size = 8192 if on_gpu else 1024
-    rates = {}
-    for name, dtype, precision in _matrix_dtypes(on_gpu):
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision(precision)
-        try:
-            rates[name] = 2 * size**3 / _best_time(lambda a=a, b=b: a @ b, device)
-        finally:
-            torch.set_float32_matmul_precision(before)
-    return {"copy_bytes_per_s": copy, "matmul_flops": rates}
+    return {
+        "copy_bytes_per_s": _copy_bandwidth((1 << 28) if on_gpu else (1 << 24), device),
+        "matmul_flops": {
+            name: _matrix_rate(dtype, precision, device)
+            for name, dtype, precision in _matrix_dtypes(on_gpu)
+        },
+        "exp_per_s": _gpu_exp_rate(device) if on_gpu else _cpu_exp_rate(),
+    }
 
 
 def _copy_bandwidth(elements, device):
     source = torch.randn(elements, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / _best_time(lambda: target.copy_(source), device)
+
+
+def _matrix_rate(dtype, precision, device):
+    size = 8192 if device.type == "cuda" else 512
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        with _one_thread() as threads:
+            seconds = _best_time(lambda: a @ b, device)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return (1 if device.type == "cuda" else threads) * 2 * size**3 / seconds
+
+
+def _gpu_exp_rate(device):
+    from bench.exp_rate import STEPS, chain, full_machine
+
+    out = full_machine(device)
+    return out.numel() * STEPS / _best_time(lambda: chain(out, STEPS), device)
+
+
+def _cpu_exp_rate():
+    """Of torch.exp, from and to the second-level cache."""
+    source = torch.randn(EXP_ELEMENTS)
+    target = torch.empty_like(source)
+    with _one_thread() as threads:
+        seconds = _best_time(lambda: torch.exp(source, out=target), source.device)
+    return threads * source.numel() / seconds
+
+
+@contextlib.contextmanager
+def _one_thread():
+    """Torch computes on one thread of the CPU; yields how many it had."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _matrix_dtypes(on_gpu):
@@ -142,10 +190,11 @@ def _matrix_dtypes(on_gpu):
         yield "fp16", torch.float16, "highest"
 
 
-def _best_time(run, device, repeats=7):
+def _best_time(run, device):
+    """The shortest of many runs, in seconds: on a machine that others use as well, few come through undisturbed."""
     run()
-    best = float("inf")
-    for _ in range(repeats):
+    best, deadline = float("inf"), time.perf_counter() + PEAK_SECONDS
+    while time.perf_counter() < deadline:
         _synchronize(device)
         start = time.perf_counter()
         run()

@@ -7,6 +7,7 @@ import torch
 
 from bench import contenders, kernels
 from kernels.causal_attention.problem import CausalAttentionProblem
+from kernels.implementations import interpreted
 from kernels.selective_scan.problem import SelectiveScanProblem
 
 CPU = torch.device("cpu")
@@ -44,6 +45,11 @@ def test_every_implementation_has_a_row_checked_or_explained():
     assert by_name["cuda"]["status"] == "unavailable"
     assert "no CUDA device" in by_name["cuda"]["reason"]
     assert by_name["cpu"]["kernel"] == "numba.selective_scan"
+    triton = by_name["triton"]
+    assert triton["samples_ms"] == []
+    if interpreted():
+        assert triton["status"] == "interpreted"
+        assert triton["error_over_bound"] <= 1
 
 
 def test_a_wrong_kernel_is_never_timed(monkeypatch):

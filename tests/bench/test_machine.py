@@ -20,19 +20,32 @@ def test_a_description_is_plain_json_and_names_what_decides_a_result():
     assert described["peaks"]["exp_per_s"] > 0
 
 
-def test_the_exponential_rate_counts_every_result(monkeypatch):
-    computed = []
+def test_rates_of_a_cpu_count_the_work_of_all_threads(monkeypatch):
+    """One thread computes, and its rate counts as often as there are threads."""
+    computed, threads = [], []
     real = torch.exp
     monkeypatch.setattr(torch, "exp", lambda x, out: computed.append(x.numel()) or real(x, out=out))
 
-    def half_a_second(run, device, **kwargs):
-        computed.clear()
-        run()
+    def half_a_second(run, device):
+        threads.append(torch.get_num_threads())
+        product = run()
+        if product.ndim == 2:
+            computed.append(2 * product.shape[0] * product.numel())
         return 0.5
 
     monkeypatch.setattr(machine, "_best_time", half_a_second)
-    assert machine._cpu_exp_rate() == sum(computed) / 0.5
-    assert sum(computed) > 0
+    monkeypatch.setattr(machine, "_copy_bandwidth", lambda *where: 1.0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        peaks = machine.measure_peaks("cpu")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [1, 1]
+    matmul, exponentials = computed
+    assert peaks["matmul_flops"] == {"fp32": 3 * matmul / 0.5}
+    assert peaks["exp_per_s"] == 3 * exponentials / 0.5
 
 
 def test_a_chain_is_that_many_exponentials():
