@@ -7,9 +7,10 @@ sequential scan, at rates typical of a device. It is for planning only: no resul
 from dataclasses import dataclass
 from statistics import median
 
-from bench.measure import paper_rules
+from bench.measure import SOLE_S, paper_rules
 
 FIXED_S = 8.0  # a fresh process: importing torch and transformers, building the models
+DOUBT_S = 1.0  # seconds of measurements that weigh as much as the model
 BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
 
 
@@ -71,7 +72,7 @@ def cell_seconds(cell, size, rates, budget_s, runs=None):
     if runs is not None:
         return one * (runs + 1)
     if rates is CPU and one > budget_s:
-        return one
+        return one if one > SOLE_S["cpu"] else 2 * one
     return 2 * one + max(budget_s, 3 * one if one < budget_s else one)
 
 
@@ -98,19 +99,18 @@ class Clock:
         return self._model(cell) * self._correction(cell)
 
     def _correction(self, cell):
-        """How much slower than the model the nearest relatives of a cell were: same arch and impl, else all."""
-        for alike in (
-            lambda other: (other.arch, other.impl) == (cell.arch, cell.impl),
-            lambda other: True,
-        ):
-            ratios = [median(t) / self._model(c) for c, t in self._took.items() if alike(c)]
-            if ratios:
-                return median(ratios)
-        return 1.0
+        """How much slower than the model the cells of the same arch and impl were; near 1 while little is known."""
+        alike = [c for c in self._took if (c.arch, c.impl) == (cell.arch, cell.impl)]
+        took = sum(median(self._took[c]) for c in alike)
+        return (took + DOUBT_S) / (sum(map(self._model, alike)) + DOUBT_S)
 
-    def remaining(self, cells_by_round):
-        """Seconds left for lists of cells, one list a round; each round also starts a process."""
-        return sum(FIXED_S + sum(map(self.expect, cells)) for cells in cells_by_round if cells)
+    def remaining(self, cells_by_round, begun=()):
+        """Seconds left for {round: cells}; each round that has not begun also starts a process."""
+        return sum(
+            (0.0 if round_ in begun else FIXED_S) + sum(map(self.expect, cells))
+            for round_, cells in cells_by_round.items()
+            if cells
+        )
 
 
 def clock_of(plan):

@@ -1,6 +1,7 @@
 """What a worker process does: compute the references and prove cells through the interpreter, or run a round."""
 
 import gc
+import math
 import sys
 import traceback
 from dataclasses import asdict
@@ -13,7 +14,7 @@ from bench import memory, parity
 from bench.availability import fate, proof_cell
 from bench.forward import Models, bound
 from bench.gauges import Gauges
-from bench.measure import Rules, is_slow, no_collection, paper_rules, rep, sample, stopwatch
+from bench.measure import SOLE_S, Rules, is_sole, no_collection, paper_rules, rep, sample, stopwatch
 from bench.plan import read_plan, reference_path, references
 from bench.records import make_record, now, one_line
 from profiles.ranges import annotate
@@ -135,7 +136,7 @@ class Lab:
             if (
                 self.device.type == "cuda"
                 and cell.launch == "eager"
-                and not is_slow(first, self.rules)
+                and not is_sole(first, self.rules)
             ):
                 self._start_peaks()  # the forwards to come hold no outputs for a comparison
             samples = sample(forward, self.rules, self.watch, first)
@@ -206,9 +207,8 @@ def rules(plan, device):
     if plan.protocol == "paper":
         return paper_rules()
     budget = plan.options["budget"]
-    return Rules(
-        budget_s=budget, slow_s=budget if device.type == "cpu" else max(budget, SLOW_GPU_S)
-    )
+    slow = budget if device.type == "cpu" else math.inf
+    return Rules(budget_s=budget, slow_s=slow, sole_s=max(budget, SOLE_S[device.type]))
 
 
 def warm_ups(cells):

@@ -1,8 +1,9 @@
 """The time of one forward: warm until stable, then sample until the interval is narrow or the budget is spent.
 
-A first run that is slow is the only sample: compilation is over by then, a run of that length shows no warm-up (in
-60 cells of 0.1 to 1.3 s of processor time on two cores, the first run took 1.00 times the median of three
-more, quartiles 0.98 and 1.02), and another round says more than a second run in the same process.
+Every process compiles and warms each implementation up before any cell, so a first run of a cell differs little from
+the next: in 60 cells of 0.1 to 1.3 s of processor time on two cores it took 1.00 times the median of three more
+(quartiles 0.98 and 1.02). A slow one therefore needs no further warm-up, and one slower still is the only
+sample: another round says more than a second run in the same process.
 
 Every sample is kept. Host wall time ends with the device idle; device time lies between two CUDA events. A pool of
 iterations of one process is no evidence by itself: intervals of the report run over rounds, and the one here
@@ -21,6 +22,7 @@ import torch
 from profiles.ranges import annotate
 
 PRECISION = 0.01  # half-width of the 95 % t interval of the mean, relative to the median
+SOLE_S = {"cpu": 0.5, "cuda": 2.0}  # on a GPU a first run may hold milliseconds of allocations
 STEADY = 0.05  # two successive runs that differ by less end the warm-up
 
 
@@ -32,7 +34,9 @@ class Rules:
         budget_s: seconds of sampling of one cell in one round; the run that exceeds it is the last.
         min_samples: taken even beyond the budget, unless one run alone exceeds it.
         max_warmups: runs before sampling, beside the very first one.
-        slow_s: a first run longer than this is the only sample.
+        slow_s: a first run longer than this needs no further warm-up.
+        sole_s: a first run longer than this is the only sample. It lies far above the budget, lest a quick cell that
+            was disturbed be judged by the disturbed run.
         exact: (warm-ups, samples) of a protocol that fixes both, or None.
     """
 
@@ -41,6 +45,7 @@ class Rules:
     max_samples: int = 1000
     max_warmups: int = 10
     slow_s: float = math.inf
+    sole_s: float = math.inf
     exact: tuple[int, int] | None = None
 
 
@@ -89,7 +94,7 @@ def sample(forward, rules, watch, first=None):
         watch: as `stopwatch` gives it.
         first: what `watch` gave for a run before (the parity forward): the first warm-up, or the sample if it is slow.
     """
-    if first is not None and is_slow(first, rules):
+    if first is not None and is_sole(first, rules):
         return _samples([first], 0, "budget")
     with no_collection():
         if rules.exact:
@@ -105,9 +110,9 @@ def sample(forward, rules, watch, first=None):
     return _samples(times, warmups, reason)
 
 
-def is_slow(first, rules):
+def is_sole(first, rules):
     """Whether a first run, as `watch` gave it, is all that there will be."""
-    return not rules.exact and first[0] > rules.slow_s
+    return not rules.exact and first[0] > rules.sole_s
 
 
 def stop_reason(walls, rules):
@@ -138,6 +143,8 @@ def _warm(forward, rules, watch, first):
     """Run until two successive runs agree; returns how many runs there were, the one before included."""
     warmups = 0 if first is None else 1
     last, spent = first[0] if first else None, 0.0
+    if last is not None and last > rules.slow_s:
+        return warmups
     for _ in range(rules.max_warmups):
         wall, _ = watch(forward)
         warmups += 1

@@ -45,7 +45,7 @@ class Watcher:
             self.bar = Progress(*columns, console=console)
             self.task = self.bar.add_task("starting", total=self.total, left="")
         self._printed = -math.inf
-        self._shown = set()
+        self._begun, self._shown = set(), set()
 
     def __enter__(self):
         if self.bar:
@@ -54,6 +54,7 @@ class Watcher:
 
     def __exit__(self, *exception):
         if self.bar:
+            self.bar.update(self.task, description="ended", left=f"{self.left()} left")
             self.bar.stop()
 
     def step(self, text):
@@ -62,6 +63,10 @@ class Watcher:
 
     def cell(self, cell, round_):
         """A cell begins."""
+        if cell in self.todo.get("proof", ()):
+            self._show(f"proving {cell.id}")
+            return
+        self._begun.add(round_)
         self._show(f"round {round_ + 1}: {cell.id}")
 
     def record(self, record, seconds):
@@ -93,8 +98,8 @@ class Watcher:
         return sum(map(len, self.todo.values()))
 
     def _show(self, text):
-        rounds = [cells for round_, cells in self.todo.items() if round_ != "proof"]
-        left = f"{duration(self.clock.remaining(rounds))} left"
+        rounds = {round_: cells for round_, cells in self.todo.items() if round_ != "proof"}
+        left = f"{duration(self.clock.remaining(rounds, self._begun))} left"
         if self.bar:
             self.bar.update(self.task, description=text, left=left)
         elif time.monotonic() - self._printed >= LINE_EVERY_S:

@@ -35,12 +35,13 @@ def test_the_time_left_follows_what_was_measured(architectures):
     clock = Clock(architectures, CPU, budget_s=0.3)
     cells = [Cell("mamba", "hf", "tiny", n) for n in (128, 256)]
     other = Cell("llama", "torch", "tiny", 128)
-    guess = clock.remaining([cells])
-    clock.observe(cells[0], 10 * clock.expect(cells[0]))
-    measured = clock.expect(cells[0])
-    assert clock.expect(cells[1]) > 5 * (guess - FIXED_S) / 2  # a relative of a slow cell is slow
+    guess = clock.expect(cells[1])
+    clock.observe(cells[0], 100.0)
+    assert clock.expect(cells[0]) == 100.0
+    assert clock.expect(cells[1]) > 10 * guess  # a relative of a slow cell is slow
     clock.observe(other, 1.0)
     assert clock.expect(other) == 1.0
-    assert clock.expect(cells[0]) == measured
-    assert clock.remaining([[], []]) == 0
-    assert clock.remaining([[other], [other]]) == 2 * (FIXED_S + 1.0)
+    assert clock.expect(cells[0]) == 100.0
+    assert clock.remaining({0: [], 1: []}) == 0
+    assert clock.remaining({0: [other], 1: [other]}) == 2 * (FIXED_S + 1.0)
+    assert clock.remaining({0: [other], 1: [other]}, begun={0}) == FIXED_S + 2.0

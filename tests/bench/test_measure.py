@@ -74,12 +74,19 @@ def test_the_number_of_samples_has_a_cap():
     assert sample(nothing, rules, FakeClock(noisy(1.0, 0.5))).stopped_by == "max_samples"
 
 
-def test_a_run_longer_than_the_budget_is_its_own_sample():
+def test_a_very_slow_run_is_its_own_sample():
     clock = FakeClock([])
-    samples = sample(nothing, Rules(budget_s=0.3, slow_s=0.3), clock, first=(4.0, None))
+    samples = sample(nothing, Rules(budget_s=0.3, sole_s=0.5), clock, first=(4.0, None))
     assert (samples.stopped_by, samples.warmups, samples.wall) == ("budget", 0, [4000.0])
     assert clock.runs == 0
-    assert sample(nothing, Rules(slow_s=2.0), clock, first=(3.0, 2.9)).device == [2900.0]
+    assert sample(nothing, Rules(sole_s=2.0), clock, first=(3.0, 2.9)).device == [2900.0]
+
+
+def test_a_slow_run_is_warm_up_enough():
+    clock = FakeClock(forever(0.4))
+    samples = sample(nothing, Rules(0.3, slow_s=0.3, sole_s=0.5), clock, first=(0.45, None))
+    assert (samples.stopped_by, samples.warmups, samples.wall) == ("budget", 1, [400.0])
+    assert clock.runs == 1
 
 
 def test_where_first_runs_do_not_count_a_slow_cell_is_sampled_once():

@@ -1,6 +1,7 @@
 """The parent's side with workers that die, hang and never start; they speak the protocol and import no torch."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from bench.plan import Cell, Plan, round_order
 from bench.records import NAME, Appender, done, read_records
 from bench.runner import Runner, RunnerError
 
+ROOT = Path(__file__).resolve().parents[2]
 FAKE = Path(__file__).with_name("fake_worker.py")
 
 
@@ -186,3 +188,18 @@ def test_the_worker_is_told_threads_and_no_interpreter(bench, monkeypatch):
     assert env["HF_HUB_OFFLINE"] == "1"
     assert "TRITON_INTERPRET" not in env
     assert b.runner._env(TRITON_INTERPRET="1")["TRITON_INTERPRET"] == "1"
+
+
+def test_a_worker_ends_with_its_parent_in_the_middle_of_anything():
+    code = (
+        "import os, time; from bench.worker import follow_parent\n"
+        "follow_parent(os.fdopen(0, 'rb', buffering=0)); print('up', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with process:
+        assert process.stdout.readline() == b"up\n"
+        assert process.poll() is None
+        process.stdin.close()
+        assert process.wait(timeout=20) == 1
