@@ -1,4 +1,4 @@
-"""What a worker process does: compute the references and prove cells through the interpreter, or run a round."""
+"""What a worker process does: prepare (references, memory on a CPU, proofs through the interpreter) or run a round."""
 
 import gc
 import math
@@ -46,25 +46,48 @@ class Lab:
         self._references = {}
 
     def prepare(self, job, events):
-        """Compute what is missing of the references, but for those in `skip`, and prove the cells of the job."""
+        """Compute the references, measure the memory of `memory`, prove `cells`; leave out the steps in `skip`."""
+        skip = {tuple(step) for step in job["skip"]}
         cells = [c for c in self.plan.cells if fate(c, self.device)[0] != "unavailable"]
-        for (arch, dtype), (length, batch) in references(cells).items():
+        for arch, dtype in references(cells):
             path = reference_path(self.run, arch, dtype)
-            if path.exists() or [arch, dtype] in job["skip"]:
-                continue
-            events.send("reference", arch=arch, dtype=dtype)
-            own = [c for c in cells if (c.arch, c.dtype) == (arch, dtype)]
-            lengths = sorted({c.seqlen for c in own} | {proof_cell(c).seqlen for c in own})
-            ids = self.tokens[:batch, :length].to(self.device)
-            try:
-                reference = parity.compute(self.models.get(arch, dtype), ids, lengths, dtype)
-            except Exception:
-                traceback.print_exc(file=sys.stderr)
-                continue  # every cell that needs it will say so
-            if reference.length < length:
-                print(f"{arch} {dtype}: memory for a reference of {reference.length} tokens only")
-            parity.save(path, reference)
+            if not path.exists() and ("reference", arch, dtype) not in skip:
+                events.send("step", step=["reference", arch, dtype])
+                own = [c for c in cells if (c.arch, c.dtype) == (arch, dtype)]
+                self._attempt(lambda p=path, own=own: self._compute_reference(p, own))
+        for index in job["memory"]:
+            cell = self.plan.cells[index]
+            if ("memory", cell.id) not in skip:
+                events.send("step", step=["memory", cell.id])
+                self._attempt(lambda cell=cell: self._measure_memory(cell))
         self._prove_all(job["cells"], events)
+
+    def _attempt(self, work):
+        """Do what cells can do without, if they must: they say so in their records."""
+        try:
+            work()
+        except Exception:
+            traceback.print_exc(file=sys.stderr)
+        self._release()
+
+    def _compute_reference(self, path, cells):
+        arch, dtype = cells[0].arch, cells[0].dtype
+        length, batch = references(cells)[arch, dtype]
+        lengths = sorted({c.seqlen for c in cells} | {proof_cell(c).seqlen for c in cells})
+        ids = self.tokens[:batch, :length].to(self.device)
+        reference = parity.compute(self.models.get(arch, dtype), ids, lengths, dtype)
+        if reference.length < length:
+            print(f"{arch} {dtype}: memory for a reference of {reference.length} tokens only")
+        parity.save(path, reference)
+
+    def _measure_memory(self, cell):
+        """Note the allocator's peak of a cell on a CPU.
+
+        Not in a round: the events fill the heap with what the timed cells after it would not find there otherwise.
+        """
+        with self._bound(cell) as (_, forward):
+            peak = memory.allocator_peak(forward)
+        memory.write_peaks(self.run, memory.read_peaks(self.run) | {cell.id: peak})
 
     def _prove_all(self, cells, events):
         """Compare small cells with their references through Triton's interpreter; nothing is timed."""
@@ -85,7 +108,7 @@ class Lab:
         cells = [(index, order, self.plan.cells[index]) for index, order in job["cells"]]
         with annotate(f"round/{job['round']}", category="sweep", payload=job["round"]):
             for group, smallest in warm_ups([cell for _, _, cell in cells]).items():
-                events.send("warm", group=list(group))
+                events.send("step", step=["warm", *group])
                 self._warm(smallest)
             gc.freeze()  # modules and models stay: without this, each collection walks half a million objects
             for index, order, cell in cells:
@@ -146,9 +169,9 @@ class Lab:
             found["memory_bytes"] = self._memory(weights)
             if round_ == 0 and self.device.type == "cuda":
                 found["energy_j"] = self.gauges.energy_per_run(forward)
-            if round_ == 0 and self.device.type == "cpu":
-                peak = weights + memory.allocator_peak(forward)
-                found["memory_bytes"]["peak_allocated"] = peak
+            peak = memory.read_peaks(self.run).get(cell.id)
+            if round_ == 0 and peak is not None:
+                found["memory_bytes"]["peak_allocated"] = weights + peak
         return "ok", "", found
 
     def _gate(self, cell, forward):

@@ -2,19 +2,21 @@
 
 - `weights`: bytes of the model's parameters and buffers, shared storage once.
 - `peak_allocated`: the most bytes held through torch's allocator in one forward, weights included. On CUDA
-  `max_memory_allocated` after a reset, with no other model on the device; on a CPU the weights plus the highest
-  running sum of the allocator's events in one extra forward.
+  `max_memory_allocated` after a reset, with no other model on the device, in every round; on a CPU the weights plus
+  the highest running sum of the allocator's events in one forward, measured once, before the rounds.
 - `peak_reserved`: what torch had taken from the CUDA driver at its peak; null on a CPU.
 - `device_used`: bytes in use on the whole device by NVML after the forward, other processes included.
 - `peak_rss` (CPU): the largest resident size of the whole process in one forward, interpreter and libraries included.
 """
 
 import gc
+import json
 from pathlib import Path
 
 import torch
 from torch.autograd.profiler import profile
 
+PEAKS = "references/memory.json"
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 
@@ -36,6 +38,19 @@ def allocator_peak(forward):
         forward()
     events = [e for e in recorded.kineto_results.events() if e.name() == "[memory]"]
     return running_peak(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
+
+
+def read_peaks(run):
+    """{cell id: bytes} of the allocator peaks that were measured in a run."""
+    path = Path(run) / PEAKS
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write_peaks(run, peaks):
+    """Write the file that `read_peaks` reads, whole, old or new."""
+    part = (Path(run) / PEAKS).with_suffix(".part")
+    part.write_text(json.dumps(peaks, indent=1) + "\n")
+    part.replace(Path(run) / PEAKS)
 
 
 def running_peak(changes):

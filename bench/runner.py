@@ -14,11 +14,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.memory import read_peaks
 from bench.plan import reference_path, references, round_order
 from bench.records import make_record
 
 START_TIMEOUT_S = 600.0  # importing, building models, compiling one implementation, one reference
 END_TIMEOUT_S = 30.0
+STEPS = {
+    "reference": ("computing the reference of",),
+    "memory": ("measuring the memory of",),
+    "warm": ("warming up",),
+}
 FRUITLESS = 2  # processes in a row that may end without reaching anything
 
 
@@ -32,20 +38,24 @@ class Job:
 
     Attributes:
         pending: (cell, order) without a record yet.
-        skip: [arch, dtype] whose reference no process survives.
+        memory: cells whose memory is measured before the rounds.
+        skip: steps that no process survives.
     """
 
     task: str
     round: int
     pending: list[tuple]
     env: dict
-    skip: list[list[str]] = field(default_factory=list)
+    memory: list = field(default_factory=list)
+    skip: list[tuple[str, ...]] = field(default_factory=list)
 
     def line(self, indices):
         """The line of JSON that tells a worker what to do."""
         cells = [[indices[cell], order] for cell, order in self.pending]
+        memory = [indices[cell] for cell in self.memory]
         return json.dumps(
-            {"task": self.task, "round": self.round, "cells": cells, "skip": self.skip}
+            {"task": self.task, "round": self.round, "cells": cells}
+            | {"memory": memory, "skip": self.skip}
         )
 
 
@@ -116,13 +126,18 @@ class Runner:
     def close(self):
         self.log.close()
 
-    def prepare(self, cells, proofs):
-        """Compute the references of `cells` that are not here, then prove `proofs` through Triton's interpreter."""
+    def prepare(self, cells, memory, proofs):
+        """What comes before the rounds: references of `cells`, memory of `memory`, proofs of `proofs`.
+
+        What an earlier process has left here is not done again.
+        """
         paths = [reference_path(self.run, *key) for key in references(cells)]
-        if proofs or not all(path.exists() for path in paths):
+        peaks = read_peaks(self.run)
+        memory = [cell for cell in memory if cell.id not in peaks]
+        if proofs or memory or not all(path.exists() for path in paths):
             pending = [(cell, order) for order, cell in enumerate(proofs)]
             interpreter = {"TRITON_INTERPRET": "1"} if proofs else {}
-            self._run(Job("prepare", 0, pending, self._env(**interpreter)))
+            self._run(Job("prepare", 0, pending, self._env(**interpreter), memory))
 
     def round(self, round_, measured, done):
         """Measure one round: the cells of `measured` without a (cell, round) in `done`, in seeded order."""
@@ -224,12 +239,9 @@ class Attempt:
             case "record":
                 runner.finish(self.job, runner.plan.cells[event["index"]], event["record"], took)
                 self.cell, self.fruitful = None, True
-            case "warm":
-                self.step = tuple(event["group"])
-                runner.watcher.step(f"warming up {' '.join(self.step)}")
-            case "reference":
-                self.step = event["arch"], event["dtype"]
-                runner.watcher.step(f"computing the reference of {' in '.join(self.step)}")
+            case "step":
+                self.step = tuple(event["step"])
+                runner.watcher.step(" ".join(STEPS[self.step[0]] + self.step[1:]))
 
     def _blame(self, status):
         """Settle what the end of the worker costs.
@@ -251,12 +263,13 @@ class Attempt:
             self.fruitful = True
 
     def _give_up(self, status):
-        if len(self.step) == 2:
-            self.job.skip.append(list(self.step))
+        kind, *group = self.step
+        if kind != "warm":
+            self.job.skip.append(self.step)
             return
-        reason = f"the worker process {self.why} while warming up {' '.join(self.step)}"
+        reason = f"the worker process {self.why} while warming up {' '.join(group)}"
         for cell, _ in list(self.job.pending):
-            if (cell.arch, cell.impl, cell.dtype) == self.step:
+            if [cell.arch, cell.impl, cell.dtype] == group:
                 self.runner.settle(self.job, cell, status, reason)
 
 

@@ -129,7 +129,8 @@ def carry_out(path, plan, said, cell_timeout, out):
     try:
         with watcher, interruptible():
             if watcher.left():
-                runner.prepare([*measured, *proofs], proofs)
+                on_cpu = plan.options["device"] == "cpu"
+                runner.prepare([*measured, *proofs], todo[0] if on_cpu else [], proofs)
             for round_ in range(plan.rounds):
                 runner.round(round_, measured, finished)
     except KeyboardInterrupt:

@@ -2,9 +2,9 @@
 
     python -m bench.worker RUN        (started by bench.sweep; the job comes on standard input)
 
-The job is one line of JSON: {"task": "prepare" | "round", "round": n, "cells": [[index, order], …], "skip": […]}.
-Events leave on the original standard output, one line of JSON each; everything that code prints goes to standard
-error, which the parent sends to log.txt. When standard input closes, the parent is gone and the process ends.
+The job is one line of JSON, as `bench.runner.Job` writes it. Events leave on the original standard output, one line of
+JSON each; everything that code prints goes to standard error, which the parent sends to log.txt. When standard
+input closes, the parent is gone and the process ends.
 """
 
 import json

@@ -35,15 +35,17 @@ def main():
         sys.exit(1)
     if job["task"] == "prepare":
         for arch in ("mamba", "llama"):
-            if [arch, "fp32"] not in job["skip"]:
-                send(event="reference", arch=arch, dtype="fp32")
+            if ["reference", arch, "fp32"] not in job["skip"]:
+                send(event="step", step=["reference", arch, "fp32"])
                 if (run / f"no-reference-{arch}").exists():
                     os.kill(os.getpid(), signal.SIGKILL)
-        (run / "prepared").write_text(json.dumps(job["skip"]))
+        for index in job["memory"]:
+            send(event="step", step=["memory", str(index)])
+        (run / "prepared").write_text(json.dumps([job["skip"], job["memory"]]))
     cells = [(index, order, plan["cells"][index]) for index, order in job["cells"]]
     groups = {(c["arch"], c["impl"], c["dtype"]) for _, _, c in cells}
     for group in sorted(groups):
-        send(event="warm", group=group)
+        send(event="step", step=["warm", *group])
         own = {c["seqlen"] for _, _, c in cells if (c["arch"], c["impl"], c["dtype"]) == group}
         if 667 in own or once(run, "warm"):
             os.kill(os.getpid(), signal.SIGKILL)

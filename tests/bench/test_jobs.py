@@ -11,7 +11,7 @@ from bench.options import make_parser, resolve
 from bench.plan import Cell
 from bench.planning import create, make_plan
 
-PREPARE = {"cells": [], "skip": []}
+PREPARE = {"cells": [], "memory": [], "skip": []}
 
 
 class Events(list):
@@ -53,19 +53,32 @@ def round_(lab, number=0):
 def test_a_round_warms_up_first_and_announces_every_cell(lab):
     events = round_(lab, 3)
     kinds = [event["event"] for event in events]
-    assert kinds == ["warm"] * 2 + ["cell", "record"] * 8
-    assert [event["group"] for event in events[:2]] == [
-        ["llama", "torch", "fp32"],
-        ["llama", "hf", "fp32"],
-    ]
+    assert kinds == ["step"] * 2 + ["cell", "record"] * 8
+    groups = [["warm", "llama", impl, "fp32"] for impl in ("torch", "hf")]
+    assert [event["step"] for event in events[:2]] == groups
     for index, record in enumerate(events.records()):
         assert record["status"] == "ok"
         assert (record["round"], record["order"]) == (3, index)
         assert Cell(**record["cell"]) == lab.plan.cells[index]
-        assert record["memory_bytes"]["peak_allocated"] is None  # measured in the first round only
+        assert record["memory_bytes"]["peak_allocated"] is None  # in the first round only
     assert {
         r["kernels"]["causal_attention"] for r in events.records() if r["cell"]["impl"] == "hf"
     } == {"transformers.eager"}
+
+
+def test_memory_is_measured_before_the_rounds_and_recorded_in_the_first(lab, run):
+    lab.prepare(
+        PREPARE | {"memory": [0, 3, 7], "skip": [["memory", lab.plan.cells[7].id]]}, Events()
+    )
+    held = [r["memory_bytes"] for r in round_(lab, 0).records()]
+    peaks = [
+        None if h["peak_allocated"] is None else h["peak_allocated"] - h["weights"] for h in held
+    ]
+    assert [peak is None for peak in peaks] == [False, True, True, False, True, True, True, True]
+    assert peaks[3] > 2 * peaks[0] > 0  # twice the tokens of two rows
+    assert all(
+        h["peak_allocated"] is None for r in round_(lab, 1).records() for h in [r["memory_bytes"]]
+    )
 
 
 def test_a_cell_that_fails_parity_is_an_error_and_is_never_timed(lab, monkeypatch):
@@ -134,7 +147,7 @@ def test_references_are_not_computed_twice_and_skipped_on_request(lab, run, monk
     lab.prepare(PREPARE, events)
     (run / "references" / "llama-fp32.safetensors").rename(run / "away")
     try:
-        lab.prepare(PREPARE | {"skip": [["llama", "fp32"]]}, events)
+        lab.prepare(PREPARE | {"skip": [["reference", "llama", "fp32"]]}, events)
     finally:
         (run / "away").rename(run / "references" / "llama-fp32.safetensors")
     assert events == []

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.memory import write_peaks
 from bench.plan import Cell, Plan, round_order
 from bench.records import NAME, Appender, done, read_records
 from bench.runner import Runner, RunnerError
@@ -55,6 +56,10 @@ class Bench:
     def environment(self, task):
         """TRITON_INTERPRET as the worker of a task saw it."""
         return json.loads((self.path / f"interpret-{task}").read_text())
+
+    def prepared(self):
+        """What was skipped and whose memory was measured by the preparing worker."""
+        return json.loads((self.path / "prepared").read_text())
 
     def log(self):
         return (self.path / "log.txt").read_text()
@@ -139,26 +144,29 @@ def test_a_worker_that_fails_to_start_once_is_forgiven(bench, tmp_path):
 def test_a_reference_that_kills_its_process_is_skipped(bench, tmp_path):
     b = bench([1])
     (tmp_path / "no-reference-mamba").touch()
-    b.runner.prepare(b.cells, [])
-    assert (tmp_path / "prepared").read_text() == '[["mamba", "fp32"]]'
+    b.runner.prepare(b.cells, [], [])
+    assert b.prepared() == [[["reference", "mamba", "fp32"]], []]
 
 
 def test_proofs_run_after_the_references_through_the_interpreter(bench, tmp_path):
     b = bench([1, 2])
-    b.runner.prepare(b.cells, b.cells[:1])
+    b.runner.prepare(b.cells, [], b.cells[:1])
     assert [(r["round"], r["status"]) for r in b.records()] == [(0, "ok")]
-    assert (tmp_path / "prepared").read_text() == "[]"
+    assert b.prepared() == [[], []]
     assert b.environment("prepare") == "1"
     b.round()
     assert b.environment("round") is None
 
 
-def test_references_that_are_here_are_not_computed_again(bench, tmp_path):
-    b = bench([1])
+def test_what_was_prepared_is_not_prepared_again(bench, tmp_path):
+    b = bench([1, 2, 3])
     (tmp_path / "references").mkdir()
     (tmp_path / "references" / "mamba-fp32.safetensors").touch()
-    b.runner.prepare(b.cells, [])
+    b.runner.prepare(b.cells, [], [])
     assert not (tmp_path / "prepared").exists()
+    write_peaks(tmp_path, {b.cells[1].id: 5})
+    b.runner.prepare(b.cells, b.cells, [])
+    assert b.prepared() == [[], [0, 2]]
 
 
 def test_what_is_done_is_not_run_again(bench, tmp_path):
