@@ -55,6 +55,7 @@ class Lab:
                 events.send("step", step=["reference", arch, dtype])
                 own = [c for c in cells if (c.arch, c.dtype) == (arch, dtype)]
                 self._attempt(lambda p=path, own=own: self._compute_reference(p, own))
+        gc.freeze()
         for index in job["memory"]:
             cell = self.plan.cells[index]
             if ("memory", cell.id) not in skip:

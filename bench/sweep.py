@@ -24,6 +24,7 @@ from bench.planning import check_machine, create, make_plan
 from bench.progress import Watcher
 from bench.records import NAME, Appender, RecordError, done, latest, make_record, read_records
 from bench.runner import Runner, RunnerError
+from kernels.clash import clash
 
 WIDTH_OF_PIPES = 140
 
@@ -35,10 +36,12 @@ def main(argv=None):
     args = parser.parse_args(argv)
     said = with_quick(given(parser, argv))
     out = Console(width=None if sys.stdout.isatty() else WIDTH_OF_PIPES)
-    if args.list:
-        out.print(*listing.choices())
-        return 0
+    if wrong := clash():
+        parser.error(wrong)
     try:
+        if args.list:
+            out.print(*listing.choices())
+            return 0
         return run(args, said, argv, out)
     except (PlanError, RecordError) as error:
         parser.error(str(error))

@@ -13,9 +13,9 @@ import psutil
 import pytest
 import torch
 
-from bench.plan import Cell, read_plan
-from bench.records import STATUSES, read_records, read_run
-from bench.sweep import main
+from bench.plan import Cell, Plan, read_plan
+from bench.records import STATUSES, Appender, make_record, read_records, read_run
+from bench.sweep import main, settle, untimed
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -120,6 +120,31 @@ def test_bad_input_is_one_line_that_names_it_and_leaves_nothing(
 def test_a_gpu_that_is_not_there_is_named(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "--device cuda" in refused(capsys, *TINY, "--device", "cuda")
+
+
+def test_the_other_package_called_kernels_is_named_first(capsys, monkeypatch):
+    monkeypatch.setattr(
+        "bench.sweep.clash", lambda: "the package kernels is installed; remedy: remove it"
+    )
+    assert "remedy" in refused(capsys, *TINY)
+
+
+def test_what_could_not_be_timed_stays_so_unless_it_is_asked_for_again(tmp_path, monkeypatch):
+    cells = [Cell("mamba", impl, "tiny", 16) for impl in ("cuda", "triton", "hf")]
+    plan = Plan(cells, 1, 0, "lab", "tiny", options={"device": "cpu"})
+    records = [
+        make_record(cells[0], 0, 0, "unavailable"),
+        make_record(cells[1], 0, 1, "interpreted"),
+        make_record(cells[2], 0, 2, "error"),
+    ]
+    monkeypatch.setattr("bench.sweep.fate", lambda cell, device: ("measured", ""))
+    appender = Appender(tmp_path / "records.jsonl")
+    assert settle(plan, untimed(records, ()), appender) == (cells[2:], [])
+    assert settle(plan, untimed(records, ["unavailable"]), appender) == ([cells[0], cells[2]], [])
+    monkeypatch.setattr("bench.sweep.fate", lambda cell, device: ("unavailable", "no luck"))
+    assert settle(plan, set(), appender) == ([], [])
+    assert [r["reason"] for r in read_records(tmp_path / "records.jsonl")] == ["no luck"] * 3
+    appender.close()
 
 
 def test_list_and_dry_run_write_nothing(capsys, tmp_path, monkeypatch):
