@@ -36,6 +36,7 @@ def describe(device="cpu", peaks=True):
         "cpu": _cpu_name(),
         "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "omp_wait_policy": wait_policy(),
         "memory_bytes": psutil.virtual_memory().total,
         "gpu": describe_gpu(device) if device.type == "cuda" else None,
         "versions": versions(),
@@ -43,6 +44,14 @@ def describe(device="cpu", peaks=True):
         "tf32": torch.backends.cuda.matmul.allow_tf32,
         "peaks": measure_peaks(device) if peaks else None,
     }
+
+
+def wait_policy():
+    """What idle OpenMP threads of a worker do, if the user does not say: sleep.
+
+    Spinning, they take the cores from numba's threads and from other processes.
+    """
+    return os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def versions():

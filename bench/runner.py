@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.memory import read_peaks
+from bench.machine import wait_policy
 from bench.plan import reference_path, references, round_order
 from bench.records import make_record
 
@@ -148,8 +149,7 @@ class Runner:
 
     def _env(self, **extra):
         env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-        # idle OpenMP threads sleep: spinning, they take the cores from numba's threads and from other processes
-        env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        env["OMP_WAIT_POLICY"] = wait_policy()
         threads = self.plan.options.get("threads")
         if threads:
             names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")

@@ -91,6 +91,13 @@ def test_the_chain_keeps_the_exponential_unit_busy_in_machine_code(target):
     assert found["registers"] <= 32  # 2,048 threads a multiprocessor
 
 
+def test_idle_threads_sleep_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert machine.wait_policy() == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert machine.wait_policy() == "ACTIVE"
+
+
 def test_revision_is_that_of_the_checkout():
     state = machine.git_state()
     root = machine.Path(machine.__file__).parent
