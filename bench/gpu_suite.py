@@ -14,6 +14,7 @@ both under profiles/records/<machine>/.
 """
 
 import argparse
+import importlib.util
 import json
 import statistics
 import subprocess
@@ -38,6 +39,8 @@ def run_tests(out, seconds):
     """Run the tests of kernels and bindings on the device; returns {"passed", "summary", "seconds"}."""
     start = time.monotonic()
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
+    if importlib.util.find_spec("xdist"):  # most of the time goes into compiling
+        command += ["-n", "8"]
     with (out / "tests.log").open("w") as log:
         done = subprocess.run(command, stdout=log, stderr=log, timeout=seconds, check=False)
     lines = (out / "tests.log").read_text().strip().splitlines()

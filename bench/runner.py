@@ -14,8 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.memory import read_peaks
 from bench.machine import wait_policy
+from bench.memory import read_peaks
 from bench.plan import reference_path, references, round_order
 from bench.records import make_record
 
