@@ -6,9 +6,9 @@ from rich.table import Table
 
 from bench.availability import fate
 from bench.cost import FIXED_S, clock_of, forward_bytes
+from bench.doctor import implementation_table
 from bench.plan import DTYPES, LAUNCHES, MODES, PROTOCOLS
 from bench.progress import duration
-from kernels.implementations import implementations
 from models.build import build, parameter_counts
 from models.presets import ARCHITECTURES, PRESETS
 
@@ -24,11 +24,7 @@ def plain(value):
 
 def choices():
     """Tables of implementations with their availability, presets with their sizes, and the other factors."""
-    table = Table(title="Implementations", title_justify="left")
-    for column in ("impl", "operator", "here", "reason"):
-        table.add_column(column, overflow="fold")
-    for row in implementations():
-        table.add_row(row.name, row.operator, "yes" if row.available else "no", row.reason)
+    table = implementation_table()
     presets = Table(title="Presets", title_justify="left")
     for column in ("preset", "arch", "parameters", "embedding", "other"):
         presets.add_column(column, justify="left" if column in ("preset", "arch") else "right")

@@ -45,6 +45,8 @@ def read(path) -> list[Session]:
                 f"{path}: no transcript in this folder; files ending in {', '.join(ENDINGS)} are read"
             )
         return [session for file in files for session in read(file)]
+    if not path.exists():
+        raise SessionError(f"{path}: no such file or folder")
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise SessionError(

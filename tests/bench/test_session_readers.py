@@ -188,6 +188,11 @@ def test_nothing_to_read(tmp_path):
         read(tmp_path)
 
 
+def test_a_missing_folder_is_said_to_be_missing(tmp_path):
+    with pytest.raises(SessionError, match="nowhere: no such file or folder"):
+        read(tmp_path / "nowhere")
+
+
 # write and read
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).map(str.strip).filter(bool)
