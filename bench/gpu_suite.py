@@ -146,8 +146,7 @@ def write_record(out, result):
         f"# {gpu['name'] if gpu else machine['cpu']}, revision {machine['git']['revision']}",
         "",
         f"torch {machine['versions']['torch']}, triton {machine['versions'].get('triton')}, "
-        f"copy {machine['peaks']['copy_bytes_per_s'] / 1e9:.0f} GB/s (read plus written), "
-        f"{machine['peaks']['exp_per_s'] / 1e12:.3g} T exponentials/s.",
+        f"{bench_kernels.rates(machine['peaks'])}.",
     ]
     if tests := result["stages"].get("tests"):
         lines += ["", f"Tests on the device: {tests['summary']}"]

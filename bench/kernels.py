@@ -158,8 +158,15 @@ def share_of_floor(row):
     if not row["samples_ms"] or "floor_ms" not in row:
         return ""
     share = row["floor_ms"] / statistics.median(block_medians(row))
-    without = f" (no {', '.join(row['floor_missing'])} peak)" if row["floor_missing"] else ""
-    return f"{100 * share:.3g} % {row['bound']}{without}"
+    return f"{100 * share:.3g} % {row['bound']}"
+
+
+def left_out(rows):
+    """The terms that floors lack because their peak was not measured, in words; empty if none."""
+    terms = dict.fromkeys(term for row in rows for term in row.get("floor_missing", ()))
+    return (
+        f"floors leave out the {' and '.join(terms)} term, whose peak is unknown" if terms else ""
+    )
 
 
 def result_table(rows, against="triton"):
@@ -263,6 +270,14 @@ def read_rows(file):
     return [row for line in whole for row in json.loads(line)["rows"]]
 
 
+def rates(peaks):
+    """Copy bandwidth and exponential rate in words."""
+    found = [f"a copy moves {peaks['copy_bytes_per_s'] / 1e9:.0f} GB/s, read plus written"]
+    if peaks.get("exp_per_s"):
+        found.append(f"{peaks['exp_per_s'] / 1e12:.3g} T exponentials/s")
+    return "; ".join(found)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m bench.kernels",
@@ -287,11 +302,8 @@ def main(argv=None):
     console.print(result_table(rows))
     for reason, names in absences(rows).items():
         console.print(f"{', '.join(names)}: {reason}", soft_wrap=True)
-    console.print(
-        f"A copy on this device moves {peaks['copy_bytes_per_s'] / 1e9:.0f} GB/s, read plus written; "
-        f"it computes {peaks['exp_per_s'] / 1e9:.3g} G exponentials/s.",
-        soft_wrap=True,
-    )
+    known = "; ".join(filter(None, (rates(peaks), left_out(rows))))
+    console.print(f"Measured here: {known}.", soft_wrap=True)
     return 0
 
 

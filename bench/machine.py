@@ -125,13 +125,13 @@ def git_state():
 def measure_peaks(device):
     """The rates that `kernels.roofline` divides work by, each the best of many samples.
 
-    On a CPU, matrix and exponential rates are those of one thread times the number of threads: where anything else
-    runs, threads that wait for each other measure the scheduler (a tenth of the rate, or less). Cores that slow each
-    other down do less, so these are upper bounds. Copy bandwidth is shared, so all threads copy.
+    On a CPU, the matrix rate is that of one thread times the number of threads: where anything else runs, threads
+    that wait for each other measure the scheduler (a tenth of the rate, or less). Cores that slow each other down do
+    less, so it is an upper bound. Copy bandwidth is shared, so all threads copy.
 
     Returns:
         {"copy_bytes_per_s": bytes read plus written, "matmul_flops": {dtype: FLOP/s}, "exp_per_s": results of the
-        exponential unit, float32}.
+        exponential unit, float32; None on a CPU, which has none: there an exponential is a polynomial}.
     """
     device = torch.device(device)
     on_gpu = device.type == "cuda"
@@ -141,7 +141,7 @@ def measure_peaks(device):
             name: _matrix_rate(dtype, precision, device)
             for name, dtype, precision in _matrix_dtypes(on_gpu)
         },
-        "exp_per_s": _gpu_exp_rate(device) if on_gpu else _cpu_exp_rate(),
+        "exp_per_s": _exp_rate(device) if on_gpu else None,
     }
 
 
@@ -164,20 +164,11 @@ def _matrix_rate(dtype, precision, device):
     return (1 if device.type == "cuda" else threads) * 2 * size**3 / seconds
 
 
-def _gpu_exp_rate(device):
+def _exp_rate(device):
     from bench.exp_rate import STEPS, chain, full_machine
 
     out = full_machine(device)
     return out.numel() * STEPS / _best_time(lambda: chain(out, STEPS), device)
-
-
-def _cpu_exp_rate():
-    """Of torch.exp, from and to the second-level cache."""
-    source = torch.randn(EXP_ELEMENTS)
-    target = torch.empty_like(source)
-    with _one_thread() as threads:
-        seconds = _best_time(lambda: torch.exp(source, out=target), source.device)
-    return threads * source.numel() / seconds
 
 
 @contextlib.contextmanager

@@ -18,11 +18,11 @@ fp32 means results of float32 accuracy. Tensor cores reach it with three tf32 pr
 larger of the float32 rate and a third of the tf32 rate.
 
 Scan and convolution are vector work: their `flops()` have no term, because no peak of vector arithmetic is
-measured. At the rates of a GPU or a CPU their exponentials and bytes take longer anyway.
+measured. On a GPU their exponentials and bytes take longer anyway. A CPU has no exponential unit: there the term is
+missing, and the floor of a scan is that of its bytes, far below what any CPU reaches.
 
 A share of more than 100 % is possible where a kernel does less than is counted here: it computes exponentials by a
-polynomial beside the unit, on a CPU it has a quicker exponential than torch's or a quick division, or its operands
-are still in a cache that the copy overflows.
+polynomial beside the unit, or its operands are still in a cache that the copy overflows.
 """
 
 import math

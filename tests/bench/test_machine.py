@@ -17,7 +17,7 @@ def test_a_description_is_plain_json_and_names_what_decides_a_result():
     assert described["tf32"] is False
     assert described["peaks"]["copy_bytes_per_s"] > 0
     assert described["peaks"]["matmul_flops"]["fp32"] > 0
-    assert described["peaks"]["exp_per_s"] > 0
+    assert described["peaks"]["exp_per_s"] is None
 
 
 def test_rates_of_a_cpu_count_the_work_of_all_threads(monkeypatch):
@@ -42,10 +42,9 @@ def test_rates_of_a_cpu_count_the_work_of_all_threads(monkeypatch):
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
-    assert threads == [1, 1]
-    matmul, exponentials = computed
+    assert threads == [1]
+    (matmul,) = computed
     assert peaks["matmul_flops"] == {"fp32": 3 * matmul / 0.5}
-    assert peaks["exp_per_s"] == 3 * exponentials / 0.5
 
 
 def test_a_chain_is_that_many_exponentials():
