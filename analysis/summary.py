@@ -16,6 +16,7 @@ from analysis.load import MEASURES, of
 from analysis.paper import beside
 from analysis.scaling import fits_table, slopes_table
 from analysis.wording import between, number
+from bench.cli import Parser
 from bench.records import RecordError, Run, read_run
 
 
@@ -196,7 +197,7 @@ def _incomplete(results):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m analysis.summary",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

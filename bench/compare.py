@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bench.cli import Parser
 from bench.plan import Cell
 from bench.records import RecordError, read_run
 from bench.verdict import COUNTS, Interval, exact, statistic, unpaired, verdict
@@ -153,7 +154,7 @@ def _why(records):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bench.compare",
         description=__doc__,
         formatter_class=type(

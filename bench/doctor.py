@@ -15,6 +15,8 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
+from bench.cli import Parser
+
 WIDTH_OF_PIPES = 140
 
 # distribution -> (what it is for, how to get it)
@@ -125,7 +127,7 @@ def problems():
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bench.doctor",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -26,6 +26,7 @@ import torch
 from rich.console import Console
 
 from bench import kernels as bench_kernels
+from bench.cli import Parser
 from bench.contenders import OPERATORS
 from bench.machine import describe
 from bench.records import read_run
@@ -158,7 +159,7 @@ def write_record(out, result):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bench.gpu_suite",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -27,6 +27,7 @@ from rich.progress import track
 from rich.table import Table
 
 import kernels
+from bench.cli import Parser
 from bench.contenders import GRIDS, OPERATORS, contenders
 from bench.machine import measure_peaks
 from bench.plan import PlanError
@@ -279,7 +280,7 @@ def rates(peaks):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bench.kernels",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,12 +1,12 @@
 """The options of the sweep: what the command line says, checked, and with every default decided."""
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
 import torch
 
+from bench.cli import Parser
 from bench.plan import DTYPES, LAUNCHES, MODES, PROTOCOLS, PlanError, default_lengths
 from bench.records import STATUSES
 from kernels.implementations import IMPLEMENTATIONS
@@ -16,14 +16,6 @@ QUICK = {"preset": "tiny", "seqlens": [64, 128, 256], "rounds": 2, "budget": 0.0
 BUDGET_S = {"cpu": 0.15, "cuda": 1.0}
 TOKENIZERS = ("gpt2-32k", "gpt2")
 NOT_PLANNED = ("out", "resume", "retry", "dry_run", "list", "quick", "cell_timeout")
-
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line."""
-
-    def error(self, message):
-        print(f"{self.prog}: error: {message}", file=sys.stderr)
-        raise SystemExit(2)
 
 
 def make_parser(description):

@@ -13,6 +13,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
+from bench.cli import Parser
 from bench.sessions.generator import stream
 from bench.sessions.session import KINDS, Session, SessionError, text
 from bench.sessions.writer import check_free, write
@@ -22,7 +23,7 @@ SHOWN_TURNS = 24
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bench.sessions",
         description=__doc__,
         formatter_class=type(
