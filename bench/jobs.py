@@ -19,10 +19,6 @@ from bench.plan import read_plan, reference_path, references
 from bench.records import make_record, now, one_line
 from profiles.ranges import annotate
 
-SLOW_GPU_S = (
-    2.0  # the first run on a GPU may hold allocations of milliseconds, so only a long one counts
-)
-
 
 class Poisoned(RuntimeError):
     """The device is in a state that no later cell can run in; a fresh process is needed."""
@@ -55,7 +51,7 @@ class Lab:
                 events.send("step", step=["reference", arch, dtype])
                 own = [c for c in cells if (c.arch, c.dtype) == (arch, dtype)]
                 self._attempt(lambda p=path, own=own: self._compute_reference(p, own))
-        gc.freeze()
+        gc.freeze()  # models stay: see `round`
         for index in job["memory"]:
             cell = self.plan.cells[index]
             if ("memory", cell.id) not in skip:

@@ -19,7 +19,6 @@ PACKAGES = (
     "mamba-ssm", "causal-conv1d", "flash-attn",
 )  # fmt: skip
 PEAK_SECONDS = 0.3  # of sampling for each peak
-EXP_ELEMENTS = 1 << 16  # two arrays of 256 KiB: in a core's cache, and long beside the call
 
 
 def describe(device="cpu", peaks=True):
