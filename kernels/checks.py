@@ -30,10 +30,34 @@ def check_scale(name, scale):
         raise ValueError(f"{name} must be a finite number, got {scale!r}")
 
 
+def wants_gradient(*tensors):
+    """Whether autograd would record an operation on these tensors; None counts as a tensor without."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
 def check_no_gradient(operator, impl, *tensors):
     """Refuse to cut the graph silently where an implementation has no backward."""
-    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    if wanted:
+    if wants_gradient(*tensors):
         raise NotImplementedError(
             f"{operator}: impl {impl!r} has no backward yet; use impl='torch', or call it under torch.no_grad()"
         )
+
+
+def check_cu_seqlens(cu_seqlens, like, tokens):
+    """Require the bounds of packed sequences: int32 (n + 1,), from 0 up to `tokens`, never decreasing.
+
+    Values on a GPU are not read, which would wait for the device; kernels stay inside of `tokens` whatever they are.
+    """
+    if cu_seqlens is None:
+        return
+    check_tensor("cu_seqlens", cu_seqlens, (None,), like, dtypes=(torch.int32,))
+    if len(cu_seqlens) < 2:
+        raise ValueError(f"cu_seqlens must have at least two bounds, got {len(cu_seqlens)}")
+    if like.shape[0] != 1:
+        raise ValueError(
+            f"cu_seqlens needs the sequences packed into a batch of 1, got {like.shape[0]}"
+        )
+    if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
+        bounds = cu_seqlens.tolist()
+        if bounds[0] != 0 or bounds[-1] != tokens or sorted(bounds) != bounds:
+            raise ValueError(f"cu_seqlens must rise from 0 to {tokens}, got {bounds}")

@@ -38,6 +38,22 @@ TABLE = {
         "hf": "kernels.causal_conv1d.hf:causal_conv1d_hf",
         "reference": "kernels.causal_conv1d.reference:causal_conv1d_ref",
     },
+    "selective_state_update": {
+        "triton": "kernels.selective_scan.decode:selective_state_update_triton",
+        "cuda": "kernels.selective_scan.cuda:selective_state_update_cuda",
+        "torch": "kernels.selective_scan.portable:selective_state_update_torch",
+        "cpu": "kernels.selective_scan.cpu:selective_state_update_cpu",
+        "hf": "kernels.selective_scan.hf:selective_state_update_hf",
+        "reference": "kernels.selective_scan.reference:selective_state_update_ref",
+    },
+    "causal_conv1d_update": {
+        "triton": "kernels.causal_conv1d.decode:causal_conv1d_update_triton",
+        "cuda": "kernels.causal_conv1d.cuda:causal_conv1d_update_cuda",
+        "torch": "kernels.causal_conv1d.portable:causal_conv1d_update_torch",
+        "cpu": "kernels.causal_conv1d.cpu:causal_conv1d_update_cpu",
+        "hf": "kernels.causal_conv1d.hf:causal_conv1d_update_hf",
+        "reference": "kernels.causal_conv1d.reference:causal_conv1d_update_ref",
+    },
     "causal_attention": {
         "triton": "kernels.causal_attention.forward:causal_attention_triton",
         "cuda": "kernels.causal_attention.cuda:causal_attention_cuda",
@@ -45,6 +61,22 @@ TABLE = {
         "cpu": "kernels.causal_attention.cpu:causal_attention_cpu",
         "hf": "kernels.causal_attention.hf:causal_attention_hf",
         "reference": "kernels.causal_attention.reference:causal_attention_ref",
+    },
+}
+
+# Gradients of the operators that autograd cannot see into, called by the `autograd.py` of their folder. The others
+# are differentiated by torch itself, or by the package that they call.
+BACKWARD = {
+    "selective_scan": {
+        "triton": "kernels.selective_scan.backward:selective_scan_backward_triton",
+        "cpu": "kernels.selective_scan.cpu_backward:selective_scan_backward_cpu",
+    },
+    "causal_conv1d": {
+        "triton": "kernels.causal_conv1d.backward:causal_conv1d_backward_triton",
+        "cpu": "kernels.causal_conv1d.cpu:causal_conv1d_backward_cpu",
+    },
+    "causal_attention": {
+        "triton": "kernels.causal_attention.backward:causal_attention_backward_triton",
     },
 }
 
@@ -56,6 +88,11 @@ CUDA_PACKAGES = {
         "MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation mamba-ssm",
     ),
     "causal_conv1d": ("causal_conv1d_cuda", "pip install --no-build-isolation causal-conv1d"),
+    "selective_state_update": ("mamba_ssm", "pip install --no-build-isolation mamba-ssm"),
+    "causal_conv1d_update": (
+        "causal_conv1d_cuda",
+        "pip install --no-build-isolation causal-conv1d",
+    ),
 }
 
 
@@ -97,11 +134,17 @@ def find(operator, impl, device) -> Callable:
     reason = why_unavailable(impl, operator, torch.device(device))
     if reason:
         raise Unavailable(f"{operator}: impl {impl!r} is unavailable, because {reason}")
-    return _load(TABLE[operator][impl])
+    return load(TABLE[operator][impl])
+
+
+def find_backward(operator, impl) -> Callable:
+    """The function that computes the gradients of `operator` for an `impl` that is in BACKWARD."""
+    return load(BACKWARD[operator][impl])
 
 
 @cache
-def _load(address):
+def load(address):
+    """The function at a "module:function"."""
     module, function = address.split(":")
     return getattr(importlib.import_module(module), function)
 

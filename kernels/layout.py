@@ -24,6 +24,13 @@ def empty_like(t, dtype=None):
     return torch.empty(shape, dtype=dtype or t.dtype, device=t.device).transpose(1, 2)
 
 
+def dense_like(t):
+    """Uninitialised memory for a gradient of `t`: its shape, dtype and order of dimensions, without gaps."""
+    order = sorted(range(t.dim()), key=t.stride, reverse=True)
+    place = sorted(range(t.dim()), key=order.__getitem__)
+    return torch.empty([t.shape[d] for d in order], dtype=t.dtype, device=t.device).permute(place)
+
+
 def laid_out_like(t, output):
     """`output` itself, or a token-major copy of it where `t` is token-major."""
     return output.transpose(1, 2).contiguous().transpose(1, 2) if is_token_major(t) else output

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from kernels.checks import check_no_gradient
 from kernels.cpu_bridge import flat_array, use_torchs_threads
 from kernels.cpu_math import exp2, silu, softplus
 from kernels.implementations import note
@@ -22,15 +21,19 @@ TOKENS = 16  # a tile of 128 channels is 8 KiB
 CHANNELS = 128  # 16 states of them are 8 KiB
 
 
-def selective_scan_cpu(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state):
+def selective_scan_cpu(
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state,
+    cu_seqlens=None, reverse=False, return_states=0,
+):  # fmt: skip
     """Arguments and returns as in `selective_scan_ref`; computes in float32, or in float64 if `u` is.
 
     Operands of the computing dtype are read in place, whatever their strides; others (all 16-bit ones) are
     converted first, O(seqlen * dim). Threads as `torch.set_num_threads` says.
     """
-    check_no_gradient(
-        "selective_scan", "cpu", u, delta, A, B, C, D, z, delta_bias, initial_state
-    )  # fmt: skip
+    if cu_seqlens is not None or reverse or return_states:
+        raise NotImplementedError(
+            "selective_scan: impl 'cpu' lacks cu_seqlens, reverse and return_states yet"
+        )
     note("selective_scan", "numba.selective_scan")
     batch, dim, seqlen = u.shape
     ngroups, dstate = B.shape[1:3]
@@ -51,7 +54,7 @@ def selective_scan_cpu(u, delta, A, B, C, D, z, delta_bias, delta_softplus, init
         rates.numpy(), weight(D).numpy(), weight(delta_bias).numpy(), first.numpy(),
         last_state.numpy(), ngroups, delta_softplus, z is not None, _block(batch, dim, threads), seqlen,
     )  # fmt: skip
-    return y.to(u.dtype), last_state
+    return y.to(u.dtype), last_state, None
 
 
 def _block(batch, dim, threads):

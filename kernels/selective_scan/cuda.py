@@ -13,7 +13,10 @@ from kernels.layout import is_token_major
 MAX_DIM = 65535  # dim is a grid axis of its kernel
 
 
-def selective_scan_cuda(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state):
+def selective_scan_cuda(
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state,
+    cu_seqlens=None, reverse=False, return_states=0,
+):  # fmt: skip
     """mamba-ssm's `selective_scan_fn`; arguments and returns as in `selective_scan_ref`.
 
     delta, z, B and C are converted to the dtype of `u`, and A, D, delta_bias to float32, as it requires. An
@@ -29,6 +32,10 @@ def selective_scan_cuda(u, delta, A, B, C, D, z, delta_bias, delta_softplus, ini
         raise NotImplementedError(
             f"selective_scan: impl 'cuda' takes at most {MAX_DIM} channels, got {u.shape[1]}; "
             "use impl='triton'"
+        )
+    if cu_seqlens is not None or reverse or return_states:
+        raise NotImplementedError(
+            "selective_scan: impl 'cuda' lacks cu_seqlens, reverse and return_states yet"
         )
     same = lambda t: None if t is None else t.to(u.dtype).contiguous()
     wide = lambda t: None if t is None else t.to(torch.float32).contiguous()
@@ -53,7 +60,7 @@ def selective_scan_cuda(u, delta, A, B, C, D, z, delta_bias, delta_softplus, ini
         same(u), same(delta), wide(A), same(B), same(C), wide(D), same(z), wide(delta_bias),
         delta_softplus, return_last_state=True,
     )  # fmt: skip
-    return _as_layout(y, u), last_state.detach()
+    return _as_layout(y, u), last_state.detach(), None
 
 
 def _one_token(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state):
@@ -75,7 +82,7 @@ def _one_token(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_stat
         dt_bias=heads(zeros if delta_bias is None else delta_bias),
         dt_softplus=delta_softplus,
     )  # fmt: skip
-    return y.reshape(batch, dim, 1), state.view(batch, dim, dstate)
+    return y.reshape(batch, dim, 1), state.view(batch, dim, dstate), None
 
 
 def _as_layout(y, u):

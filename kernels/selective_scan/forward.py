@@ -14,7 +14,6 @@ its true first state.
 import torch
 import triton
 
-from kernels.checks import check_no_gradient
 from kernels.implementations import interpreted, note
 from kernels.layout import empty_like
 from kernels.selective_scan.forward_kernels import carry_kernel, selective_scan_fwd_kernel
@@ -37,15 +36,19 @@ MIN_SEGMENT = 32  # tokens; a program also loads and stores its states, about fo
 CONVERT_ELEMENTS = 1 << 24
 
 
-def selective_scan_triton(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state):
+def selective_scan_triton(
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state,
+    cu_seqlens=None, reverse=False, return_states=0,
+):  # fmt: skip
     """Arguments and returns as in `selective_scan_ref`; computes in float32.
 
     B and C are copied, as float32 rows, if their states are not neighbours in memory, or (from 2^24 elements
     on) if they are 16-bit; all else is read in place, whatever its strides.
     """
-    check_no_gradient(
-        "selective_scan", "triton", u, delta, A, B, C, D, z, delta_bias, initial_state
-    )  # fmt: skip
+    if cu_seqlens is not None or reverse or return_states:
+        raise NotImplementedError(
+            "selective_scan: impl 'triton' lacks cu_seqlens, reverse and return_states yet"
+        )
     if u.dtype == torch.float64:
         raise NotImplementedError(
             "selective_scan: impl 'triton' computes in float32, got u in float64; use impl='torch'"
@@ -55,7 +58,7 @@ def selective_scan_triton(u, delta, A, B, C, D, z, delta_bias, delta_softplus, i
         u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state
     )  # fmt: skip
     run(launches, u)
-    return y, last_state
+    return y, last_state, None
 
 
 def run(launches, u):

@@ -7,12 +7,19 @@ import torch
 from kernels.implementations import note
 
 
-def selective_scan_hf(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state):
+def selective_scan_hf(
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state,
+    cu_seqlens=None, reverse=False, return_states=0,
+):  # fmt: skip
     """transformers' `mamba_selective_scan`; arguments and returns as in `selective_scan_ref`.
 
     It knows one group and no initial state, softplus runs in the dtype of `delta`, and its memory is
     O(batch * dim * seqlen * dstate).
     """
+    if cu_seqlens is not None or reverse or return_states:
+        raise NotImplementedError(
+            "selective_scan: impl 'hf' lacks cu_seqlens, reverse and return_states yet"
+        )
     if initial_state is not None:
         raise NotImplementedError(
             "selective_scan: impl 'hf' takes no initial_state (transformers has none); use impl='torch'"
@@ -30,4 +37,4 @@ def selective_scan_hf(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initi
         u, delta, A, B[:, 0], C[:, 0].to(u.dtype), D, z, delta_bias, delta_softplus,
         return_last_state=True,
     )  # fmt: skip
-    return y.to(u.dtype), last_state.to(torch.promote_types(u.dtype, torch.float32))
+    return y.to(u.dtype), last_state.to(torch.promote_types(u.dtype, torch.float32)), None

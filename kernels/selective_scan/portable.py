@@ -21,13 +21,21 @@ from kernels.layout import is_token_major
 CHUNK = 16  # tokens
 
 
-def selective_scan_torch(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state):
+def selective_scan_torch(
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state,
+    cu_seqlens=None, reverse=False, return_states=0,
+):  # fmt: skip
     """Arguments and returns as in `selective_scan_ref`; computes in float32, or in float64 if `u` is."""
+    if cu_seqlens is not None or reverse or return_states:
+        raise NotImplementedError(
+            "selective_scan: impl 'torch' lacks cu_seqlens, reverse and return_states yet"
+        )
     note("selective_scan", "torch.selective_scan")
     chunks = 1 if u.device.type == "cpu" else 32
-    return scan_blocks(
+    y, last_state = scan_blocks(
         u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, chunks
     )  # fmt: skip
+    return y, last_state, None
 
 
 def scan_blocks(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, chunks):

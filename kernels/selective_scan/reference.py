@@ -14,9 +14,13 @@ import torch.nn.functional as F
 
 from kernels.implementations import note
 from kernels.layout import is_token_major
+from kernels.selective_scan.sequences import any_sequences
 
 
-def selective_scan_ref(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state):
+@any_sequences
+def selective_scan_ref(
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, return_states=0
+):
     """Run the recurrence one token at a time, in float32, or in float64 if `u` is.
 
     Args:
@@ -29,13 +33,23 @@ def selective_scan_ref(u, delta, A, B, C, D, z, delta_bias, delta_softplus, init
         z: (batch, dim, seqlen) gate, or None.
         delta_bias: (dim,) added to `delta`, or None.
         delta_softplus: whether softplus makes the step size positive.
-        initial_state: (batch, dim, dstate), or None for zeros.
+        initial_state: (batch, dim, dstate), or None for zeros; one for each packed sequence.
+        cu_seqlens: (n + 1,) where the packed sequences begin, and the end; batch is 1 then. Or None.
+        reverse: run from the last token (of each sequence) to the first; `last_state` is then that at the first.
+        return_states: k > 0 for the states after k, 2 k, ... tokens, counted from where the scan starts.
 
     Returns:
         y: (batch, dim, seqlen) in the dtype and the layout of `u`.
-        last_state: (batch, dim, dstate) in the dtype of the recurrence.
+        last_state: (batch or n, dim, dstate) in the dtype of the recurrence.
+        states: (batch, seqlen // k, dim, dstate) likewise, in the order of their tokens; or None.
     """
     note("selective_scan", "reference.selective_scan")
+    return _recur(
+        u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, return_states
+    )  # fmt: skip
+
+
+def _recur(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, return_states):
     dtype = torch.promote_types(u.dtype, torch.float32)
     to = lambda t: None if t is None else t.to(dtype)
     x, delta, A, D, z, delta_bias = (to(t) for t in (u, delta, A, D, z, delta_bias))
@@ -49,11 +63,13 @@ def selective_scan_ref(u, delta, A, B, C, D, z, delta_bias, delta_softplus, init
         delta = F.softplus(delta)
 
     h = x.new_zeros(batch, dim, A.shape[1]) if initial_state is None else to(initial_state)
-    ys = []
+    ys, states = [], []
     for t in range(seqlen):
         d = delta[:, :, t, None]
         h = torch.exp(d * A) * h + d * x[:, :, t, None] * at(B, t)
         ys.append((h * at(C, t)).sum(-1))
+        if return_states and (t + 1) % return_states == 0:
+            states.append(h)
     # stacked along the axis that is outer in memory, so that y has the layout of u
     y = torch.stack(ys, 1).transpose(1, 2) if is_token_major(u) else torch.stack(ys, 2)
 
@@ -61,4 +77,26 @@ def selective_scan_ref(u, delta, A, B, C, D, z, delta_bias, delta_softplus, init
         y = y + D[:, None] * x
     if z is not None:
         y = y * F.silu(z)
-    return y.to(u.dtype), h
+    states = torch.stack(states, 1) if states else h.new_empty(batch, 0, dim, A.shape[1])
+    return y.to(u.dtype), h, states if return_states else None
+
+
+def selective_state_update_ref(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus):
+    """One token of the recurrence, in place.
+
+    Args:
+        state: (batch, dim, dstate), becomes the state after the token.
+        x, dt, z: (batch, dim); z may be None.
+        A, D, dt_bias, dt_softplus: as in `selective_scan_ref`.
+        B, C: (batch, ngroups, dstate).
+
+    Returns:
+        y: (batch, dim) in the dtype of `x`.
+    """
+    note("selective_state_update", "reference.selective_state_update")
+    token = lambda t: None if t is None else t.unsqueeze(-1)
+    y, after, _ = _recur(
+        token(x), token(dt), A, token(B), token(C), D, token(z), dt_bias, dt_softplus, state, 0
+    )  # fmt: skip
+    state.copy_(after)
+    return y[..., 0]
