@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 
@@ -142,13 +141,14 @@ def find_backward(operator, impl) -> Callable:
     return load(BACKWARD[operator][impl])
 
 
-@cache
+@torch.compiler.assume_constant_result  # torch.compile need not trace imports
 def load(address):
     """The function at a "module:function"."""
     module, function = address.split(":")
     return getattr(importlib.import_module(module), function)
 
 
+@torch.compiler.assume_constant_result
 def why_unavailable(impl, operator, device):
     """The reason why `impl` cannot compute `operator` on tensors of `device`; empty if it can."""
     device = torch.device(device)

@@ -9,10 +9,19 @@ import copy
 from kernels.implementations import find
 from models import attention
 from models.mamba_mixer import OperatorMixer, TransformersMixer
-from models.presets import ARCHITECTURES
 from profiles.ranges import annotate_layers
 
 OPERATORS = {"mamba": ("causal_conv1d", "selective_scan"), "llama": ("causal_attention",)}
+
+# transformers' model types that are built like one of the two: the mixer of Mamba (with norms of dt, B and C in
+# Falcon's), or causal attention of rotated queries and keys through transformers' AttentionInterface
+FAMILIES = {
+    "mamba": ("mamba", "falcon_mamba"),
+    "llama": (
+        "llama", "mistral", "qwen2", "qwen3", "olmo", "olmo2", "granite", "smollm3", "phi3", "gemma", "glm4", "cohere",
+        "starcoder2", "stablelm",
+    ),
+}  # fmt: skip
 
 
 def use(model, impl):
@@ -22,12 +31,12 @@ def use(model, impl):
     first, and its old Binding has nothing left to do.
 
     Args:
-        model: a transformers Mamba or LLaMA model; only this instance is changed.
+        model: a transformers model of the Mamba or the LLaMA family (FAMILIES); only this instance is changed.
         impl: `triton`, `cuda`, `torch`, `cpu`, `hf` (transformers' own PyTorch path) or `reference`.
 
     Raises:
         Unavailable: `impl` cannot compute an operator of this architecture on the model's device.
-        ValueError: an unknown `impl`, or a model that is not one of the two.
+        ValueError: an unknown `impl`, or a model of neither family.
         In each case the model is left as it was.
     """
     arch = architecture(model)
@@ -74,10 +83,6 @@ class Binding:
         config = copy.copy(self._config)
         config._attn_implementation = attention.register(self.impl)
         _set_config(self.model, self._config, config)
-        if self.impl != "hf":
-            check = attention.check_inputs(self.impl)
-            body = self.model.base_model
-            self._handles.append(body.register_forward_pre_hook(check, with_kwargs=True))
 
     def restore(self):
         """Give the model back its own mixers or attention; a second call does nothing."""
@@ -103,11 +108,16 @@ class Binding:
 
 
 def architecture(model):
-    """`mamba` or `llama`; ValueError for any other model."""
+    """`mamba` or `llama`, by the family of a transformers model; ValueError for one of neither."""
     found = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if found not in ARCHITECTURES:
-        raise ValueError(f"model must be a transformers Mamba or LLaMA model, got {found}")
-    return found
+    for arch, family in FAMILIES.items():
+        if found in family:
+            return arch
+    known = ", ".join(name for family in FAMILIES.values() for name in family)
+    raise ValueError(
+        f"model must be a transformers Mamba or LLaMA model ({known}), got {found}; other models with causal attention "
+        "take attn_implementation='crossover' after `import kernels.huggingface`"
+    )
 
 
 def layers(model):

@@ -1,6 +1,7 @@
 """The two mixers that `models.bind` puts in the place of transformers' `MambaMixer`."""
 
 import inspect
+import sys
 from functools import cache
 from types import FunctionType, MethodType
 
@@ -8,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kernels.causal_conv1d.op import causal_conv1d
+from kernels.causal_conv1d.op import causal_conv1d, causal_conv1d_update
 from kernels.implementations import note
-from kernels.selective_scan.op import selective_scan
-from models.huggingface import transformers
+from kernels.selective_scan.op import selective_scan, selective_state_update
 from profiles.ranges import annotate
 
 
@@ -28,7 +28,8 @@ class OperatorMixer(BoundMixer):
 
     in_proj writes (batch, seqlen, 2 dim); convolution and scan get (batch, dim, seqlen) views of such memory, with
     stride 1 along dim, and write their outputs so. With a cache, convolution and scan continue from its states for a
-    chunk of any length (transformers restarts the scan unless the chunk is one token).
+    chunk of any length (transformers restarts the scan unless the chunk is one token); one token without a gradient
+    updates the states in place.
     """
 
     def __init__(self, mixer, impl):
@@ -37,44 +38,47 @@ class OperatorMixer(BoundMixer):
 
     def forward(self, hidden_states, cache_params=None, attention_mask=None, **kwargs):
         """hidden_states: (batch, seqlen, hidden); attention_mask: (batch, at least seqlen), 0 where padded."""
-        seqlen, width = hidden_states.shape[1], self.conv_kernel_size
         if attention_mask is not None:
-            attention_mask = attention_mask[:, -seqlen:, None].to(hidden_states.dtype)
+            attention_mask = attention_mask[:, -hidden_states.shape[1] :, None].to(
+                hidden_states.dtype
+            )
             hidden_states = hidden_states * attention_mask
-
-        conv_state = ssm_state = None
+        past = None
         if cache_params is not None and cache_params.has_previous_state(self.layer_idx):
             past = cache_params.layers[self.layer_idx]
-            # the cache keeps one input more than the convolution needs
-            conv_state, ssm_state = past.conv_states[0][..., 1 - width :], past.recurrent_states[0]
-
         x, z = self.in_proj(hidden_states).transpose(1, 2).chunk(2, dim=1)
+        if past is not None and x.shape[2] == 1 and not torch.is_grad_enabled():
+            y = self._step(x[..., 0], z[..., 0], past, attention_mask)
+        else:
+            y = self._run(x, z, past, cache_params, attention_mask)
+        return self.out_proj(y)
+
+    def _run(self, x, z, past, cache_params, attention_mask):
+        """A prompt, or the next chunk of it: (batch, seqlen, dim)."""
+        width = self.conv_kernel_size
         conv = causal_conv1d(
             x,
             self.conv1d.weight.squeeze(1),
             self.conv1d.bias,
-            initial_state=conv_state,
+            # the cache keeps one input more than the convolution needs
+            initial_state=None if past is None else past.conv_states[0][..., 1 - width :],
             activation="silu",
             impl=self.impl,
         )
         if attention_mask is not None:
             conv = conv * attention_mask.transpose(1, 2)
-
-        dt, B, C = self.x_proj(conv.transpose(1, 2)).split(
-            [self.time_step_rank, self.ssm_state_size, self.ssm_state_size], dim=-1
-        )
-        delta = F.linear(dt, self.dt_proj.weight)  # its bias is added in the scan
+        delta, B, C = self._selection(conv.transpose(1, 2))
         y, last_state = selective_scan(
             conv,
             delta.transpose(1, 2),
-            -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32))),
+            self._rates(),
             B.transpose(1, 2),
             C.transpose(1, 2),
             D=self.D,
             z=z,
             delta_bias=self.dt_proj.bias,
             delta_softplus=True,
-            initial_state=ssm_state,
+            initial_state=None if past is None else past.recurrent_states[0],
             return_last_state=True,
             impl=self.impl,
         )
@@ -82,7 +86,47 @@ class OperatorMixer(BoundMixer):
             # only the end of x, or the cache would copy all of it
             cache_params.update_conv_state(x[..., -width:], self.layer_idx, conv_kernel_size=width)
             cache_params.update_recurrent_state(last_state, self.layer_idx)
-        return self.out_proj(y.transpose(1, 2))
+        return y.transpose(1, 2)
+
+    def _step(self, x, z, past, attention_mask):
+        """One token (batch, dim): (batch, 1, dim), with the states of `past` moved on."""
+        conv = causal_conv1d_update(
+            x,
+            past.conv_states[0],
+            self.conv1d.weight.squeeze(1),
+            self.conv1d.bias,
+            activation="silu",
+            impl=self.impl,
+        )
+        if attention_mask is not None:
+            conv = conv * attention_mask[:, 0]
+        delta, B, C = self._selection(conv)
+        y = selective_state_update(
+            past.recurrent_states[0],
+            conv,
+            delta,
+            self._rates(),
+            B,
+            C,
+            D=self.D,
+            z=z,
+            dt_bias=self.dt_proj.bias,
+            dt_softplus=True,
+            impl=self.impl,
+        )
+        return y[:, None]
+
+    def _selection(self, conv):
+        """delta before its bias, which the scan adds, and B and C: of (…, dim) in (…, dim) and twice (…, dstate)."""
+        sizes = [self.time_step_rank, self.ssm_state_size, self.ssm_state_size]
+        dt, B, C = self.x_proj(conv).split(sizes, dim=-1)
+        if hasattr(self, "dt_layernorm"):  # Falcon's
+            dt, B, C = self.dt_layernorm(dt), self.b_layernorm(B), self.c_layernorm(C)
+        return F.linear(dt, self.dt_proj.weight), B, C
+
+    def _rates(self):
+        """A in float32, or in float64 if the model is."""
+        return -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
 
 
 class TransformersMixer(BoundMixer):
@@ -97,7 +141,7 @@ class TransformersMixer(BoundMixer):
     def __init__(self, mixer):
         super().__init__(mixer)
         self.use_mambapy = False
-        self._forward = pure_forward()
+        self._forward = pure_forward(type(mixer))
 
     def forward(self, hidden_states, cache_params=None, attention_mask=None, **kwargs):
         """As `MambaMixer.forward`, which cannot continue the scan from a cache by more than one token."""
@@ -112,7 +156,7 @@ class TransformersMixer(BoundMixer):
         )
 
 
-# function in transformers' modeling_mamba -> the operator that it computes
+# function in transformers' module of a mixer -> the operator that it computes
 OPERATORS = {
     "mamba_selective_scan": "selective_scan",
     "mamba_selective_state_update": "selective_state_update",
@@ -122,16 +166,15 @@ OPERATORS = {
 
 
 @cache
-def pure_forward():
-    """The innermost function of `MambaMixer.forward`, with the innermost PyTorch functions as its globals."""
-    hf = transformers()
-    module = hf.models.mamba.modeling_mamba
+def pure_forward(mixer):
+    """The innermost function of the `forward` of a mixer class, with the innermost PyTorch functions as its globals."""
+    module = sys.modules[mixer.__module__]
     # without __name__: torch.compile would look the globals up in the module of that name
     scope = {name: value for name, value in vars(module).items() if name != "__name__"}
     scope["mamba_inner_fn"] = inspect.unwrap(module.mamba_inner_fn)
     for name, operator in OPERATORS.items():
         scope[name] = _noted(operator, inspect.unwrap(getattr(module, name)))
-    forward = inspect.unwrap(module.MambaMixer.forward)
+    forward = inspect.unwrap(mixer.forward)
     pure = FunctionType(forward.__code__, scope, "forward", forward.__defaults__)
     pure.__kwdefaults__ = forward.__kwdefaults__
     return pure

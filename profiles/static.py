@@ -1,70 +1,39 @@
-"""The Triton kernels as machine code, with no GPU: registers, spills, shared memory, instructions of the main loop.
+"""The Triton kernels as machine code, with no GPU: registers, spills, occupancy, instructions of the main loop, bounds.
 
-    python -m profiles.static                        every default configuration, for sm_90
+    python -m profiles.static                                  every default configuration, for sm_90
     python -m profiles.static --target sm_100 --kernel attention
+    python -m profiles.static --out DIR                        also writes DIR/static.json and DIR/static.md
+    python -m profiles.static --binary FILE.so --kernel REGEX  somebody else's kernels, by the same rule
 
-Each `kernels/*/forward.py` lists its default configurations (`static_cases`). They are compiled for the target
-and disassembled with the cuobjdump that Triton brings. An issue slot is one instruction of one warp (32 lanes);
-the count per unit of work is that of the largest innermost loop, divided by the work that one trip of it does.
+The operators list their default configurations (`static_cases` in `forward.py`, `backward.py` and `decode.py`). They are
+compiled for the target and disassembled with the cuobjdump that Triton brings. The main loop is the largest innermost
+one, or all of a kernel without loops. Its instructions are issue slots (one instruction of one warp), given per
+32 units of the work that a trip does, beside the clocks of a scheduler that they take at least: on issuing, on the
+exponential unit, on the tensor core. The largest is the bound (profiles/limits.py says how). A binary does not tell how
+much work a trip does: there the counts are those of a trip.
 """
 
 import argparse
-import functools
 import importlib
+import importlib.util
+import json
+import math
 import os
 import re
-import subprocess
 import sys
-import tempfile
-from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from profiles.limits import clocks, mix, occupancy
+from profiles.machine_code import MachineCode, read_amd, read_binary, read_cubin
+
 OPERATORS = ("selective_scan", "causal_conv1d", "causal_attention")
-TARGETS = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
-TENSOR_CORE = ("HGMMA", "HMMA", "QGMMA", "IMMA", "DMMA", "UTCHMMA", "UTCMMA", "UTCQMMA")
-
-_INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P[T\d]+\s+)?([A-Z][A-Z0-9_]*)([^;]*);")
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """What the compiler made of one configuration of one kernel for one target."""
-
-    name: str
-    target: str
-    registers: int
-    stack_bytes: int
-    shared_bytes: int
-    instructions: list = field(repr=False)  # (address, opcode, operands), in order
-
-    @property
-    def spills(self):
-        """Instructions that move a register to or from local memory."""
-        return sum(opcode in ("LDL", "STL") for _, opcode, _ in self.instructions)
-
-    @functools.cached_property
-    def main_loop(self):
-        """Opcodes of the largest innermost loop: {opcode: count}; empty if the code has no loop."""
-        loops = []
-        for at, opcode, operands in self.instructions:
-            jump = re.search(r"0x([0-9a-f]+)", operands) if opcode == "BRA" else None
-            if jump and int(jump.group(1), 16) < at:
-                loops.append((int(jump.group(1), 16), at))
-        innermost = [
-            (start, end)
-            for start, end in loops
-            if not any(start <= s and e <= end and (s, e) != (start, end) for s, e in loops)
-        ]
-        bodies = [
-            Counter(opcode for at, opcode, _ in self.instructions if start <= at <= end)
-            for start, end in innermost
-        ]
-        return max(bodies, key=Counter.total, default=Counter())
-
-    @property
-    def tensor_core_instructions(self):
-        return sum(n for opcode, n in self.main_loop.items() if opcode in TENSOR_CORE)
+STAGES = ("forward", "backward", "decode")
+TARGETS = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
 
 
 def compile_case(case, target="sm_90"):
@@ -75,10 +44,10 @@ def compile_case(case, target="sm_90"):
             for a tuple of strides), `constexprs`, `num_warps`, `num_stages`, and optionally `unaligned`: the
             arguments that are not multiples of 16 (all pointers and integers else are, as in a real launch), and
             `targets`: the targets that the configuration is for, if not all.
-        target: `sm_80`, `sm_90` or `sm_100`.
+        target: a key of TARGETS.
 
     Returns:
-        Compiled.
+        MachineCode.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -95,17 +64,11 @@ def compile_case(case, target="sm_90"):
     source = ASTSource(case["kernel"], case["signature"], case["constexprs"], attrs)
     options = {"num_warps": case["num_warps"], "num_stages": case.get("num_stages", 3)}
     options |= {"maxnreg": case["maxnreg"]} if "maxnreg" in case else {}
-    gpu = GPUTarget("cuda", TARGETS[target], 32)
-    compiled = triton.compile(source, target=gpu, options=options)
-    resources, instructions = _disassemble(compiled.asm["cubin"])
-    return Compiled(
-        name=case["name"],
-        target=target,
-        registers=resources["REG"],
-        stack_bytes=resources["STACK"],
-        shared_bytes=compiled.metadata.shared,
-        instructions=instructions,
-    )
+    compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
+    fields = {"shared_bytes": compiled.metadata.shared, "warps": case["num_warps"]}
+    if "cubin" in compiled.asm:
+        return read_cubin(compiled.asm["cubin"], case["name"], target, **fields)
+    return read_amd(compiled.asm["amdgcn"], case["name"], target, **fields)
 
 
 def _leaves(path, kind):
@@ -116,71 +79,149 @@ def _leaves(path, kind):
         yield path, kind
 
 
-def _disassemble(cubin):
+def all_cases(target, operators=OPERATORS):
+    """Every default configuration of every operator that is meant for `target`."""
+    for operator in operators:
+        for stage in STAGES:
+            module = f"kernels.{operator}.{stage}"
+            if importlib.util.find_spec(module):
+                for case in importlib.import_module(module).static_cases():
+                    if target in case.get("targets", TARGETS):
+                        yield case
+
+
+def facts(code: MachineCode, work=None):
+    """What the table says of one kernel, as plain values.
+
+    work: {what: how many} that one trip of the main loop does, for the whole block; their product are the units.
+    """
+    per_warp = math.prod(work.values()) / code.warps / 32 if work else 1.0
+    found = occupancy(code)
+    loop = {unit: n / per_warp for unit, n in mix(code.body).items() if n}
+    bounds = {unit: n / per_warp for unit, n in clocks(code).items()}
+    return {
+        "kernel": code.name,
+        "target": code.target,
+        "registers": code.registers,
+        "spills": code.spills,
+        "stack_bytes": code.stack_bytes,
+        "shared_bytes": code.shared_bytes,
+        "float_atomics": code.float_atomics,
+        "warps": code.warps,
+        "occupancy": found and {"warps": found.warps, "share": found.share, "limit": found.limit},
+        "unit": f"32 {' x '.join(work)}" if work else "a trip of the loop",
+        "loop": loop,
+        "clocks": bounds,
+        "bound": max(bounds, key=bounds.get, default=None),
+    }
+
+
+COLUMNS = (
+    "kernel",
+    "registers",
+    "spills",
+    "shared KiB",
+    "occupancy",
+    "per",
+    "clocks at least",
+    "instructions",
+)
+
+
+def row(found):
+    """One line of the table, a text a column."""
+    held = found["occupancy"]
+    bounds = sorted(found["clocks"].items(), key=lambda item: -item[1])
+    return (
+        found["kernel"],
+        str(found["registers"]),
+        str(found["spills"]),
+        f"{found['shared_bytes'] / 1024:.0f}",
+        f"{held['warps']} warps ({held['limit']})" if held else "",
+        found["unit"],
+        ", ".join(f"{unit} {n:.3g}" for unit, n in bounds),
+        ", ".join(f"{unit} {n:.3g}" for unit, n in found["loop"].items()),
+    )
+
+
+def write_record(out, rows, title):
+    """static.json (rows, versions, revision) and static.md (the table)."""
     import triton
 
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage, sass = (
-            subprocess.run(
-                [tool, flag, file.name], capture_output=True, text=True, check=True
-            ).stdout
-            for flag in ("-res-usage", "-sass")
-        )
-    resources = {key: int(value) for key, value in re.findall(r"\b([A-Z]+):(\d+)", usage)}
-    instructions = [(int(a, 16), op, rest) for a, op, rest in _INSTRUCTION.findall(sass)]
-    return resources, instructions
+    from bench.machine import git_state
+
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    made = {"triton": triton.__version__, "git": git_state()}
+    (out / "static.json").write_text(json.dumps(made | {"rows": rows}, indent=1) + "\n")
+    revision = made["git"]["revision"]
+    lines = [
+        f"# {title}",
+        "",
+        f"triton {made['triton']}, revision {revision}. No GPU was involved.",
+        "",
+    ]
+    lines += [f"| {' | '.join(COLUMNS)} |", "|---|---:|---:|---:|---|---|---|---|"]
+    lines += [f"| {' | '.join(row(found))} |" for found in rows]
+    (out / "static.md").write_text("\n".join(lines) + "\n")
 
 
-def all_cases():
-    """Every default configuration of every operator."""
-    for operator in OPERATORS:
-        yield from importlib.import_module(f"kernels.{operator}.forward").static_cases()
-
-
-def main(argv=None):
+def make_parser():
     parser = argparse.ArgumentParser(
         prog="python -m profiles.static",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--target", choices=TARGETS, default="sm_90", help="compute capability (default: sm_90)"
+        "--target", choices=TARGETS, default="sm_90", help="what to compile for (default: sm_90)"
     )
-    parser.add_argument("--kernel", default="", metavar="REGEX", help="only names that match")
+    parser.add_argument(
+        "--kernel",
+        default="",
+        metavar="REGEX",
+        help="only names that match (in a binary: mangled names)",
+    )
+    parser.add_argument("--binary", metavar="FILE.so", help="count the kernels of a shared object")
+    parser.add_argument("--out", metavar="DIR", help="also write static.json and static.md there")
+    return parser
+
+
+def main(argv=None):
+    parser = make_parser()
     args = parser.parse_args(argv)
     os.environ.pop("TRITON_INTERPRET", None)
+    try:
+        pattern = re.compile(args.kernel)
+    except re.error as error:
+        parser.error(f"--kernel {args.kernel!r} is no regular expression: {error}")
+    if args.binary and not Path(args.binary).is_file():
+        parser.error(f"--binary {args.binary}: there is no such file")
 
     from rich.console import Console
+    from rich.progress import track
     from rich.table import Table
 
-    table = Table(title=f"Triton kernels compiled for {args.target}")
-    for column in ("kernel", "registers", "spills", "shared KiB", "main loop", "of which"):
-        table.add_column(column, justify="left" if column in ("kernel", "of which") else "right")
-    spilled = []
-    for case in all_cases():
-        meant = args.target in case.get("targets", TARGETS)
-        if not meant or not re.search(args.kernel, case["name"]):
-            continue
-        compiled = compile_case(case, args.target)
-        spilled += [compiled.name] if compiled.spills else []
-        common = ", ".join(f"{n} {opcode}" for opcode, n in compiled.main_loop.most_common(6))
-        table.add_row(
-            compiled.name,
-            str(compiled.registers),
-            str(compiled.spills),
-            f"{compiled.shared_bytes / 1024:.0f}",
-            str(compiled.main_loop.total()),
-            common,
-        )
-    if not table.row_count:
+    if args.binary:
+        title = f"Kernels of {Path(args.binary).name}"
+        found = [facts(code) for code in read_binary(args.binary, args.kernel)]
+    else:
+        title = f"Triton kernels compiled for {args.target}"
+        cases = [case for case in all_cases(args.target) if pattern.search(case["name"])]
+        steps = track(cases, "compiling", console=Console(stderr=True))
+        found = [facts(compile_case(case, args.target), case["work"]) for case in steps]
+    if not found:
         parser.error(f"--kernel {args.kernel!r} matches none of the kernels")
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
-    if spilled:
+    table = Table(*COLUMNS, title=title, title_justify="left")
+    for one in found:
+        table.add_row(*row(one))
+    Console(width=None if sys.stdout.isatty() else 220).print(table)
+    if args.out:
+        write_record(args.out, found, title)
+    spilled = [one["kernel"] for one in found if one["spills"]]
+    if spilled and not args.binary:
         print(f"registers spill in {', '.join(spilled)}", file=sys.stderr)
-    return 1 if spilled else 0
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -128,18 +128,16 @@ def test_a_mask_of_ones_changes_nothing(llama, device):
     assert torch.equal(masked, expected)
 
 
-def test_masks_that_are_more_than_causal_are_refused(llama, device):
+def test_masks_that_are_no_sequences_are_refused(llama, device):
     ids = tokens(2, 8, device)
-    padding = torch.ones_like(ids)
-    padding[0, :3] = 0
-    restarting = torch.arange(4, device=device).repeat(2)[None].expand(2, -1)
+    holes = torch.ones_like(ids)
+    holes[0, 3] = 0
     cases = {
-        "attention_mask of 3 padded tokens.*use impl 'hf'": {"attention_mask": padding},
-        r"attention_mask of shape \(2, 1, 8, 8\)": {
+        "an attention_mask with holes": {"attention_mask": holes},
+        r"got one of shape \(2, 1, 8, 8\); use 'hf'": {
             "attention_mask": torch.ones(2, 1, 8, 8, device=device)
         },
-        "position_ids that restart": {"position_ids": restarting},
-        "needs a cache that grows, got StaticCache": {
+        "needs a cache that grows": {
             "past_key_values": StaticCache(config=llama.config, max_cache_len=16),
             "use_cache": True,
         },
@@ -148,8 +146,20 @@ def test_masks_that_are_more_than_causal_are_refused(llama, device):
         for message, arguments in cases.items():
             with pytest.raises(ValueError, match=message):
                 outputs(llama, ids, **arguments)
-        with pytest.raises(ValueError, match="attention_mask of 3 padded tokens"):
-            llama.model(ids, padding)  # as a positional argument, too
+
+
+@pytest.mark.parametrize("impl", ["torch", "cpu", "triton"])
+def test_a_padded_prompt_generates_the_tokens_of_transformers(model, impl, device):
+    require(architecture(model), impl, device)
+    ids = tokens(2, 7, device)
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    generate = lambda: model.generate(
+        ids, attention_mask=mask, do_sample=False, max_new_tokens=3 if impl == "triton" else 8
+    )
+    stock = generate()
+    with use(model, impl):
+        assert torch.equal(generate(), stock)
 
 
 def test_hf_takes_a_padding_mask_as_transformers_does(llama, device):
