@@ -56,10 +56,10 @@ def occupancy(code: MachineCode, warps=None):
         return None
     per_warp = -(-code.registers * 32 // REGISTER_UNIT) * REGISTER_UNIT
     blocks = {
+        "warps": MAX_WARPS // warps,
         # registers are shared out by scheduler, each with a quarter of the warps
         "registers": REGISTERS // 4 // per_warp * 4 // warps,
         "shared memory": SHARED_BYTES[code.target] // (code.shared_bytes + RESERVED_SHARED),
-        "warps": MAX_WARPS // warps,
         "blocks": MAX_BLOCKS,
     }
     limit = min(blocks, key=blocks.get)

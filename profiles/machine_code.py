@@ -111,7 +111,8 @@ def _mma_flops(opcode, operands):
     """FLOPs of one warp in a tensor-core instruction; on Hopper a warp does a quarter of its group's."""
     if opcode not in ("HMMA", "HGMMA"):
         return 0
-    sizes = re.match(r"\.(\d+)x(\d+)x(\d+)|\.(\d)(\d+)(\d{1,2})\b", operands)
+    # .64x128x16 on Hopper; .16816 and .1688 before: 16 x 8 x (16 or 8)
+    sizes = re.match(r"\.(\d+)x(\d+)x(\d+)|\.(16)(8)(\d+)\b", operands)
     if sizes is None:
         return 0
     m, n, k = (int(size) for size in sizes.groups() if size)

@@ -5,12 +5,12 @@
     python -m profiles.static --out DIR                        also writes DIR/static.json and DIR/static.md
     python -m profiles.static --binary FILE.so --kernel REGEX  somebody else's kernels, by the same rule
 
-The operators list their default configurations (`static_cases` in `forward.py`, `backward.py` and `decode.py`). They are
-compiled for the target and disassembled with the cuobjdump that Triton brings. The main loop is the largest innermost
-one, or all of a kernel without loops. Its instructions are issue slots (one instruction of one warp), given per
-32 units of the work that a trip does, beside the clocks of a scheduler that they take at least: on issuing, on the
-exponential unit, on the tensor core. The largest is the bound (profiles/limits.py says how). A binary does not tell how
-much work a trip does: there the counts are those of a trip.
+The operators list their default configurations (`static_cases` in `forward.py`, `backward.py` and `decode.py`). They
+are compiled for the target and disassembled with the cuobjdump that Triton brings. The main loop is the largest
+innermost one, or all of a kernel without loops. Its instructions are issue slots (one instruction of one warp), given
+per 32 units of the work that a trip does, beside the clocks of a scheduler that they take at least: on issuing, on
+the exponential unit, on the tensor core. The largest is the bound (profiles/limits.py says how). A binary does not tell
+how much work a trip does: there the counts are those of a trip.
 """
 
 import argparse
@@ -98,6 +98,8 @@ def facts(code: MachineCode, work=None):
     per_warp = math.prod(work.values()) / code.warps / 32 if work else 1.0
     found = occupancy(code)
     loop = {unit: n / per_warp for unit, n in mix(code.body).items() if n}
+    if code.float_atomics:
+        loop["float atomics (whole kernel)"] = code.float_atomics
     bounds = {unit: n / per_warp for unit, n in clocks(code).items()}
     return {
         "kernel": code.name,
@@ -203,7 +205,10 @@ def main(argv=None):
 
     if args.binary:
         title = f"Kernels of {Path(args.binary).name}"
-        found = [facts(code) for code in read_binary(args.binary, args.kernel)]
+        try:
+            found = [facts(code) for code in read_binary(args.binary, args.kernel)]
+        except ValueError as error:
+            parser.error(f"--binary: {error}")
     else:
         title = f"Triton kernels compiled for {args.target}"
         cases = [case for case in all_cases(args.target) if pattern.search(case["name"])]
@@ -211,7 +216,9 @@ def main(argv=None):
         found = [facts(compile_case(case, args.target), case["work"]) for case in steps]
     if not found:
         parser.error(f"--kernel {args.kernel!r} matches none of the kernels")
-    table = Table(*COLUMNS, title=title, title_justify="left")
+    table = Table(title=title, title_justify="left")
+    for column in COLUMNS:
+        table.add_column(column, overflow="fold")
     for one in found:
         table.add_row(*row(one))
     Console(width=None if sys.stdout.isatty() else 220).print(table)

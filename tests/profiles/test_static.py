@@ -7,12 +7,14 @@ from collections import Counter
 
 import pytest
 
-from profiles.static import Compiled
+from profiles.machine_code import MachineCode
+from profiles.static import main
 
 SCRIPT = """
 import sys
 import triton
 import triton.language as tl
+from profiles.limits import mix
 from profiles.static import compile_case
 
 
@@ -34,21 +36,26 @@ case = {
     "num_stages": 1,
 }
 compiled = compile_case(case, sys.argv[1])
-print(compiled.registers, compiled.spills, sum(op == "MUFU" for _, op, _ in compiled.instructions))
-print(compiled.main_loop["MUFU"], compiled.main_loop["LDG"], compiled.tensor_core_instructions)
+exps = sum(op in ("MUFU", "v_exp_f32_e32") for _, op, _ in compiled.instructions)
+loop = mix(compiled.main_loop)
+print(compiled.registers, compiled.spills, exps)
+print(loop["exp"], loop["global"], compiled.tensor_core_instructions)
 """
+
+
+def _run(tmp_path, target):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = os.getcwd()
+    return subprocess.run(
+        [sys.executable, script, target], env=env, capture_output=True, text=True, check=True
+    )
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
 def test_counts_of_a_known_kernel(target, tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {
-        "PYTHONPATH": os.getcwd()
-    }
-    done = subprocess.run(
-        [sys.executable, script, target], env=env, capture_output=True, text=True, check=True
-    )
+    done = _run(tmp_path, target)
     registers, spills, all_exps, exps, loads, tensor_core = map(int, done.stdout.split())
     assert 8 <= registers <= 255
     assert spills == 0
@@ -58,9 +65,16 @@ def test_counts_of_a_known_kernel(target, tmp_path):
 
 
 def compiled(*instructions):
-    return Compiled(
+    return MachineCode(
         "x", "sm_90", 32, 0, 0, [(16 * i, *rest) for i, rest in enumerate(instructions)]
     )
+
+
+def test_what_is_compiled_for_amd_is_read_too(tmp_path):
+    registers, spills, _, exps, loads, _ = map(int, _run(tmp_path, "gfx942").stdout.split())
+    assert 4 <= registers <= 256
+    assert spills == 0
+    assert 1 <= exps == loads
 
 
 def test_the_main_loop_is_the_largest_innermost_one():
@@ -83,3 +97,33 @@ def test_spills_are_moves_to_local_memory():
 
 def test_code_without_a_loop_has_an_empty_one():
     assert compiled(("MOV", ""), ("EXIT", "")).main_loop == Counter()
+
+
+def test_float_atomics_are_seen_and_integer_ones_are_not():
+    code = compiled(("RED", ".E.ADD.F32.FTZ.RN"), ("ATOMG", ".E.ADD.F32"), ("RED", ".E.ADD.U32"))
+    assert code.float_atomics == 2
+
+
+def test_flops_of_tensor_core_instructions_are_those_of_a_warp():
+    code = compiled(
+        ("HMMA", ".16816.F32.BF16 R4, R8, R12, R4"),
+        ("HGMMA", ".64x128x16.F32.BF16 R24, gdesc[UR4]"),
+        ("HMMA", ".1688.F32.TF32 R4, R8, R12, R4"),
+        ("BRA", " 0x0"),
+    )
+    assert code.main_loop_flops == 2 * 16 * 8 * 16 + 2 * 64 * 128 * 16 // 4 + 2 * 2 * 16 * 8 * 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--binary", "absent.so"], "absent.so: there is no such file"),
+        (["--kernel", "("], "is no regular expression"),
+        (["--target", "sm_12"], "invalid choice: 'sm_12'"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
