@@ -26,6 +26,22 @@ def outputs(model, ids, **kwargs):
     return kept
 
 
+def state(model):
+    """Everything that a binding might leave changed."""
+    return {
+        "modules": {name: id(module) for name, module in model.named_modules()},
+        "parameters": {name: id(parameter) for name, parameter in model.named_parameters()},
+        "keys": list(model.state_dict()),
+        "configs": {id(vars(module).get("config")) for module in model.modules()},
+        "config": model.config.to_dict() | {"attention": model.config._attn_implementation},
+        "hooks": [
+            len(module._forward_hooks) + len(module._forward_pre_hooks)
+            for module in model.modules()
+        ],
+        "attributes": sorted(vars(model)),
+    }
+
+
 def require(arch, impl, device):
     """Skip the test, with the reason, where `impl` cannot run."""
     for operator in OPERATORS[arch]:

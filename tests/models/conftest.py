@@ -1,6 +1,9 @@
 import pytest
 import torch
 
+from models.build import build
+from models.presets import ARCHITECTURES
+
 
 @pytest.fixture(autouse=True)
 def one_thread():
@@ -9,3 +12,8 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def model(request, device):
+    return build(request.param, "tiny", device=device)

@@ -10,16 +10,10 @@ from transformers.masking_utils import create_causal_mask
 from models.bind import architecture, use
 from models.build import build
 from models.gold import gold
-from models.presets import ARCHITECTURES
 from tests.models.bound import outputs, require, tokens
 from tests.tolerance import assert_as_accurate
 
 CACHE_ARGUMENT = {"mamba": "cache_params", "llama": "past_key_values"}
-
-
-@pytest.fixture(params=ARCHITECTURES)
-def model(request, device):
-    return build(request.param, "tiny", device=device)
 
 
 def greedy(model, ids, count=12):
