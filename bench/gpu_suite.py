@@ -1,39 +1,58 @@
-"""Everything that needs a GPU, in one call: parity, the operators against their peers, the sweep of the models.
+"""Everything that needs a GPU, in one call: parity, the operators against their peers, determinism, the models.
 
     python -m bench.gpu_suite --out DIR
 
 Stages run in the order of their worth and are skipped when DIR already holds their result, so a second call
 goes on where the first one was stopped:
 
-    tests       the kernel and binding tests on the device, in every dtype
-    kernels     bench.kernels in fp32 and bf16: every implementation and peer
-    sweep       bench.sweep of paper-50m, 512 to 32,768 tokens, fp32 and bf16
+    tests              the kernel, binding and compilation tests on the device, in every dtype
+    kernels-forward    bench.kernels in fp32 and bf16: every implementation and peer, and kernels-backward,
+    kernels-decode     likewise
+    determinism        1,000 runs of every operator and its gradients: the same bits
+    sweep-prefill      bench.sweep of paper-50m, fp32 and bf16: forwards of 512 to 32,768 tokens,
+    sweep-decode       one token after as many, and
+    sweep-train        forward and backward
+    sanitizer          every kernel once under compute-sanitizer, where it is installed
 
-It writes DIR/suite.json (everything, with the machine and the revision) and DIR/suite.md (one table). Commit
-both under profiles/records/<machine>/.
+It writes DIR/suite.json (everything, with the machine and the revision) and DIR/suite.md (tables). Commit both under
+profiles/records/<machine>/.
 """
 
 import argparse
 import importlib.util
 import json
-import statistics
+import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
+from bench import determinism, suite_record
 from bench import kernels as bench_kernels
 from bench.cli import Parser
-from bench.contenders import OPERATORS
+from bench.kernel_problems import OPERATORS
 from bench.machine import describe
-from bench.records import read_run
 
-STAGES = ("tests", "kernels", "sweep")
-SWEEP_LENGTHS = "512,1024,2048,4096,8192,16384,32768"
-TESTS = ("tests/kernels", "tests/models/test_bind.py")
+STAGES = (
+    "tests", "kernels-forward", "kernels-backward", "kernels-decode", "determinism",
+    "sweep-prefill", "sweep-decode", "sweep-train", "sanitizer",
+)  # fmt: skip
+SWEEP_LENGTHS = {
+    "prefill": "512,1024,2048,4096,8192,16384,32768",
+    "decode": "512,2048,8192,32768",
+    "train": "512,1024,2048,4096,8192",
+}
+TESTS = (
+    "tests/kernels",
+    "tests/models/test_bind.py",
+    "tests/models/test_generation.py",
+    "tests/models/test_compile.py",
+)
+SANITIZERS = ("compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer")
 
 
 def run_tests(out, seconds):
@@ -42,120 +61,73 @@ def run_tests(out, seconds):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
     if importlib.util.find_spec("xdist"):  # most of the time goes into compiling
         command += ["-n", "8"]
-    with (out / "tests.log").open("w") as log:
-        done = subprocess.run(command, stdout=log, stderr=log, timeout=seconds, check=False)
-    lines = (out / "tests.log").read_text().strip().splitlines()
-    return {
-        "passed": done.returncode == 0,
-        "summary": lines[-1] if lines else "no output",
-        "seconds": time.monotonic() - start,
-    }
+    code, last = _logged(command, out / "tests.log", seconds)
+    return {"passed": code == 0, "summary": last, "seconds": time.monotonic() - start}
 
 
-def run_kernels(out, device, peaks):
+def run_kernels(mode, out, device, peaks):
     """Rows of bench.kernels in fp32 and bf16."""
-    return bench_kernels.run(OPERATORS, ("fp32", "bf16"), device, peaks, out)
+    dtypes = ("fp32", "bf16")
+    rows = bench_kernels.run(OPERATORS, dtypes, device, peaks, out / "kernels", modes=(mode,))
+    return [row for row in rows if row["mode"] == mode]
 
 
-def run_sweep(out, seconds, extra=()):
-    """The sweep as a run directory in `out`/sweep; returns one row a cell."""
-    folder = out / "sweep"
+def run_sweep(mode, out, seconds, extra=()):
+    """The sweep of a mode as a run directory in `out`; returns one row a cell."""
+    folder = out / f"sweep-{mode}"
     command = [sys.executable, "-m", "bench.sweep", "--out", str(folder)]
     if (folder / "plan.json").exists():
         command.append("--resume")
     else:
-        command += ["--preset", "paper-50m", "--seqlens", SWEEP_LENGTHS, "--dtype", "fp32,bf16"]
-        command += ["--rounds", "3", "--budget", "0.5", "--cell-timeout", "60", *extra]
-    with (out / "sweep.log").open("a") as log:
-        done = subprocess.run(command, stdout=log, stderr=log, timeout=seconds, check=False)
-    if done.returncode:
-        last = (out / "sweep.log").read_text().strip().splitlines()[-1:]
-        raise RuntimeError(f"bench.sweep ended with {done.returncode}: {' '.join(last)}")
-    return sweep_rows(folder)
-
-
-def sweep_rows(folder):
-    """One row a cell of a run directory: median over rounds of the median wall time, memory, parity."""
-    cells = {}
-    for record in read_run(folder).records:
-        cells.setdefault(json.dumps(record["cell"], sort_keys=True), []).append(record)
-    rows = []
-    for key, records in cells.items():
-        times = [
-            statistics.median(r["time_ms"]["wall"])
-            for r in records
-            if r["status"] == "ok" and r["time_ms"]
+        command += ["--mode", mode, "--preset", "paper-50m", "--seqlens", SWEEP_LENGTHS[mode]]
+        command += [
+            "--dtype",
+            "fp32,bf16",
+            "--rounds",
+            "3",
+            "--budget",
+            "0.5",
+            "--cell-timeout",
+            "60",
+            *extra,
         ]
-        last = records[-1]
-        rows.append(
-            json.loads(key)
-            | {
-                "status": last["status"],
-                "reason": last["reason"],
-                "ms": statistics.median(times) if times else None,
-                "rounds_ms": times,
-                "memory_bytes": last["memory_bytes"],
-                "kernels": last["kernels"],
-                "parity": last["parity"],
-            }
-        )
-    return rows
+    code, last = _logged(command, out / f"sweep-{mode}.log", seconds)
+    if code:
+        raise RuntimeError(f"bench.sweep ended with {code}: {last}")
+    return suite_record.sweep_rows(folder)
 
 
-def kernel_lines(rows):
-    """Markdown rows: operator, problem, dtype, contender, its time and rates, and its share of the floor."""
-    columns = "ms | TFLOP/s | GB/s | share of floor | error/bound | note"
-    yield f"| operator | problem | dtype | implementation | {columns} |"
-    yield "|---|---|---|---|---:|---:|---:|---:|---:|---|"
-    for row in rows:
-        head = f"| {row['operator']} | {row['problem']} | {row['dtype']} | {row['impl']} |"
-        bound = "" if row["error_over_bound"] is None else f"{row['error_over_bound']:.2f}"
-        if row["samples_ms"]:
-            ms = statistics.median(bench_kernels.block_medians(row))
-            rates = f"{row['flops'] / ms / 1e9:.1f} | {row['bytes'] / ms / 1e6:.0f}"
-            share = bench_kernels.share_of_floor(row)
-            yield f"{head} {ms:.4f} | {rates} | {share} | {bound} | {row['kernel']} |"
-        else:
-            yield f"{head} | | | | {bound} | {row['status']}: {_cell(row['reason'])} |"
-
-
-def sweep_lines(rows):
-    """Markdown rows of the sweep."""
-    yield "| architecture | implementation | dtype | seqlen | ms | peak MiB | status |"
-    yield "|---|---|---|---:|---:|---:|---|"
-    for row in rows:
-        ms = "" if row["ms"] is None else f"{row['ms']:.3f}"
-        peak = (row["memory_bytes"] or {}).get("peak_allocated")
-        peak = "" if peak is None else f"{peak / 2**20:.0f}"
-        status = row["status"] + (f": {_cell(row['reason'])}" if row["reason"] else "")
-        yield (
-            f"| {row['arch']} | {row['impl']} | {row['dtype']} | {row['seqlen']} "
-            f"| {ms} | {peak} | {status} |"
-        )
-
-
-def _cell(text):
-    return text.replace("|", "/").replace("\n", " ")[:160]
-
-
-def write_record(out, result):
-    """suite.json and suite.md."""
-    (out / "suite.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    machine = result["machine"]
-    gpu = machine["gpu"]
-    lines = [
-        f"# {gpu['name'] if gpu else machine['cpu']}, revision {machine['git']['revision']}",
-        "",
-        f"torch {machine['versions']['torch']}, triton {machine['versions'].get('triton')}, "
-        f"{bench_kernels.rates(machine['peaks'])}.",
+def run_sanitizer(out, seconds):
+    """Every kernel once under compute-sanitizer: {"passed", "summary"}."""
+    tool = next(filter(None, map(shutil.which, SANITIZERS)), None)
+    if tool is None:
+        return {
+            "passed": None,
+            "summary": "unavailable, because compute-sanitizer is not installed",
+        }
+    command = [
+        tool,
+        "--error-exitcode",
+        "9",
+        sys.executable,
+        "-m",
+        "bench.determinism",
+        "--repetitions",
+        "1",
     ]
-    if tests := result["stages"].get("tests"):
-        lines += ["", f"Tests on the device: {tests['summary']}"]
-    if rows := result["stages"].get("kernels"):
-        lines += ["", *kernel_lines(rows)]
-    if rows := result["stages"].get("sweep"):
-        lines += ["", *sweep_lines(rows)]
-    (out / "suite.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    code, _ = _logged(command, out / "sanitizer.log", seconds)
+    found = [
+        line for line in (out / "sanitizer.log").read_text().splitlines() if "ERROR SUMMARY" in line
+    ]
+    return {"passed": code == 0, "summary": (found or [f"ended with {code}"])[-1].strip("= ")}
+
+
+def _logged(command, log, seconds):
+    """(exit status, last line) of a command whose output goes to a file."""
+    with log.open("a") as file:
+        done = subprocess.run(command, stdout=file, stderr=file, timeout=seconds, check=False)
+    lines = log.read_text().strip().splitlines()
+    return done.returncode, lines[-1] if lines else "no output"
 
 
 def main(argv=None):
@@ -183,6 +155,17 @@ def main(argv=None):
     return run_suite(Path(args.out), stages, args.seconds, torch.device("cuda"))
 
 
+def work(out, device, peaks):
+    """{stage: function of the seconds left that gives its result}."""
+    found = {"tests": partial(run_tests, out)}
+    for mode in bench_kernels.ALL_MODES:
+        found[f"kernels-{mode}"] = lambda left, mode=mode: run_kernels(mode, out, device, peaks)
+    found["determinism"] = lambda left: determinism.check("triton", device, 1000)
+    for mode in SWEEP_LENGTHS:
+        found[f"sweep-{mode}"] = partial(run_sweep, mode, out)
+    return found | {"sanitizer": partial(run_sanitizer, out)}
+
+
 def run_suite(out, stages, seconds, device):
     """Run what is missing of `stages`, each followed by a write of the record; 1 if a stage failed."""
     console = Console(stderr=True)
@@ -192,11 +175,7 @@ def run_suite(out, stages, seconds, device):
     result = json.loads(file.read_text()) if file.exists() else {"stages": {}, "failed": {}}
     result["machine"] = describe(device)
     result["failed"] = {}
-    work = {
-        "tests": lambda left: run_tests(out, left),
-        "kernels": lambda left: run_kernels(out, device, result["machine"]["peaks"]),
-        "sweep": lambda left: run_sweep(out, left),
-    }
+    todo = work(out, device, result["machine"]["peaks"])
     for stage in stages:
         left = deadline - time.monotonic()
         if stage in result["stages"]:
@@ -206,10 +185,10 @@ def run_suite(out, stages, seconds, device):
         else:
             console.print(f"{stage}: {left:.0f} s left")
             try:
-                result["stages"][stage] = work[stage](left)
+                result["stages"][stage] = todo[stage](left)
             except (subprocess.TimeoutExpired, RuntimeError) as error:
                 result["failed"][stage] = str(error)
-        write_record(out, result)
+        suite_record.write(out, result)
     print((out / "suite.md").read_text())
     for stage, reason in result["failed"].items():
         console.print(f"{stage} failed: {reason}")

@@ -6,86 +6,97 @@ import subprocess
 import pytest
 import torch
 
-from bench import gpu_suite
+from bench import gpu_suite, suite_record
 
 CPU = torch.device("cpu")
 KERNEL_ROW = {
-    "operator": "selective_scan", "problem": "b1-l8-d4-n2", "dtype": "fp32", "impl": "torch", "status": "ok",
-    "reason": "", "kernel": "torch.chunked", "error_over_bound": 0.5, "samples_ms": [[1.0], [3.0]],
+    "operator": "selective_scan", "mode": "forward", "problem": "b1-l8-d4-n2", "dtype": "fp32", "impl": "torch",
+    "status": "ok", "reason": "", "kernel": "torch.chunked", "error_over_bound": 0.5, "samples_ms": [[1.0], [3.0]],
     "flops": 2e9, "bytes": 4e6, "floor_ms": 0.25, "bound": "exponential", "floor_missing": [],
 }  # fmt: skip
 SWEEP_ROW = {
-    "arch": "mamba", "impl": "hf", "dtype": "bf16", "seqlen": 512, "status": "oom", "reason": "out of | memory",
-    "ms": None, "memory_bytes": None,
+    "arch": "mamba", "impl": "hf", "dtype": "bf16", "mode": "decode", "seqlen": 512, "status": "oom",
+    "reason": "out of | memory", "ms": None, "memory_bytes": None,
+}  # fmt: skip
+
+
+DETERMINISM_ROW = {
+    "operator": "causal_conv1d", "dtype": "float32", "repetitions": 7, "different": None, "reason": "no | reason",
 }  # fmt: skip
 
 
 @pytest.fixture
 def stages(monkeypatch):
-    """The three stages as functions that only say that they ran."""
+    """The stages as functions that only say that they ran."""
     ran = []
 
-    def stage(name, result):
-        def run(*args):
-            ran.append(name)
-            return result
+    def stage(name):
+        kind = name.split("-")[0]
+        results = {"kernels": [KERNEL_ROW], "sweep": [SWEEP_ROW], "determinism": [DETERMINISM_ROW]}
+        result = results.get(kind, {"passed": True, "summary": "9 passed"})
+        return lambda left: ran.append(name) or result
 
-        return run
+    todo = {name: stage(name) for name in gpu_suite.STAGES}
+    monkeypatch.setattr(gpu_suite, "work", lambda out, device, peaks: todo)
+    return ran, todo
 
-    monkeypatch.setattr(
-        gpu_suite, "run_tests", stage("tests", {"passed": True, "summary": "9 passed"})
-    )
-    monkeypatch.setattr(gpu_suite, "run_kernels", stage("kernels", [KERNEL_ROW]))
-    monkeypatch.setattr(gpu_suite, "run_sweep", stage("sweep", [SWEEP_ROW]))
-    return ran
+
+def test_every_stage_has_its_work(tmp_path):
+    assert tuple(gpu_suite.work(tmp_path, CPU, {})) == gpu_suite.STAGES
 
 
 def test_the_record_holds_every_stage(tmp_path, stages, capsys):
     assert gpu_suite.run_suite(tmp_path, gpu_suite.STAGES, 100, CPU) == 0
+    assert tuple(stages[0]) == gpu_suite.STAGES
     result = json.loads((tmp_path / "suite.json").read_text())
-    assert list(result["stages"]) == list(gpu_suite.STAGES)
+    assert tuple(result["stages"]) == gpu_suite.STAGES
     assert "revision" in result["machine"]["git"]
     table = (tmp_path / "suite.md").read_text()
     assert "9 passed" in table
-    assert (
-        "| b1-l8-d4-n2 | fp32 | torch | 2.0000 | 1.0 | 2 | 12.5 % exponential | 0.50 | torch.chunked |"
-        in table
-    )
-    assert "out of / memory" in table
+    assert "| b1-l8-d4-n2 | fp32 | torch | 2 | 1 | 2 | 12.5 % exponential | 1 | 0.50 |" in table
+    assert "| mamba | hf | bf16 | decode | 512 |  |  |  | oom: out of / memory |" in table
+    assert "| causal_conv1d | float32 | 7 | unavailable, because no / reason |" in table
     assert table in capsys.readouterr().out
 
 
-def test_every_kernel_line_has_the_columns_of_the_head():
-    failed = KERNEL_ROW | {"samples_ms": [], "status": "oom", "reason": "out of | memory"}
-    lines = list(gpu_suite.kernel_lines([KERNEL_ROW, failed]))
+def test_every_line_has_the_columns_of_its_head():
+    ok = SWEEP_ROW | {"ms": 1.5, "memory_bytes": {"peak_allocated": 2**21, "cache": 2**20}}
+    lines = list(suite_record.sweep_lines([SWEEP_ROW, ok | {"status": "ok", "reason": ""}]))
     assert len({line.count("|") for line in lines}) == 1
-    assert len(lines) == 4
+    assert lines[-1].endswith("| 1.500 | 2.0 | 1.0 | ok |")
+    lines = list(
+        suite_record.determinism_lines([DETERMINISM_ROW, DETERMINISM_ROW | {"different": 0}])
+    )
+    assert len({line.count("|") for line in lines}) == 1
 
 
-def test_the_kernels_stage_gets_the_peaks_of_the_record(tmp_path, stages, monkeypatch):
-    given = []
-    monkeypatch.setattr(gpu_suite, "run_kernels", lambda *args: given.append(args[-1]) or [])
-    assert gpu_suite.run_suite(tmp_path, ["kernels"], 100, CPU) == 0
-    (peaks,) = given
-    assert json.loads((tmp_path / "suite.json").read_text())["machine"]["peaks"] == peaks
-
-
-def test_a_second_call_runs_only_what_is_missing(tmp_path, stages, monkeypatch):
-    def out_of_time(*args):
+def test_a_second_call_runs_only_what_is_missing(tmp_path, stages):
+    def out_of_time(left):
         raise subprocess.TimeoutExpired("bench.sweep", 1)
 
-    ready = gpu_suite.run_sweep
-    monkeypatch.setattr(gpu_suite, "run_sweep", out_of_time)
+    ran, todo = stages
+    ready, todo["sweep-train"] = todo["sweep-train"], out_of_time
     assert gpu_suite.run_suite(tmp_path, gpu_suite.STAGES, 100, CPU) == 1
-    assert stages == ["tests", "kernels"]
-    monkeypatch.setattr(gpu_suite, "run_sweep", ready)
+    assert "sweep-train: not measured, because" in (tmp_path / "suite.md").read_text()
+    others = [name for name in gpu_suite.STAGES if name != "sweep-train"]
+    assert ran == others
+    todo["sweep-train"] = ready
     assert gpu_suite.run_suite(tmp_path, gpu_suite.STAGES, 100, CPU) == 0
-    assert stages == ["tests", "kernels", "sweep"]
+    assert ran == [*others, "sweep-train"]
+
+
+def test_without_a_sanitizer_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_suite, "SANITIZERS", ("no-such-sanitizer",))
+    found = gpu_suite.run_sanitizer(tmp_path, 10)
+    assert found == {
+        "passed": None,
+        "summary": "unavailable, because compute-sanitizer is not installed",
+    }
 
 
 def test_no_stage_starts_without_time(tmp_path, stages):
     assert gpu_suite.run_suite(tmp_path, gpu_suite.STAGES, 0, CPU) == 1
-    assert stages == []
+    assert stages[0] == []
     assert "no time left" in json.loads((tmp_path / "suite.json").read_text())["failed"]["tests"]
 
 

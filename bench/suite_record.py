@@ -1,0 +1,93 @@
+"""What `bench.gpu_suite` writes of its stages: suite.json, and suite.md for people."""
+
+import json
+import statistics
+
+from bench.kernel_table import markdown, rates
+from bench.records import read_run
+
+
+def sweep_rows(folder):
+    """One row a cell of a run directory: median over rounds of the median wall time, memory, parity."""
+    cells = {}
+    for record in read_run(folder).records:
+        cells.setdefault(json.dumps(record["cell"], sort_keys=True), []).append(record)
+    rows = []
+    for key, records in cells.items():
+        times = [
+            statistics.median(r["time_ms"]["wall"])
+            for r in records
+            if r["status"] == "ok" and r["time_ms"]
+        ]
+        last = records[-1]
+        rows.append(
+            json.loads(key)
+            | {
+                "status": last["status"],
+                "reason": last["reason"],
+                "ms": statistics.median(times) if times else None,
+                "rounds_ms": times,
+                "memory_bytes": last["memory_bytes"],
+                "kernels": last["kernels"],
+                "parity": last["parity"],
+            }
+        )
+    return rows
+
+
+def sweep_lines(rows):
+    """Markdown rows of a sweep: one a cell."""
+    yield "| architecture | implementation | dtype | mode | seqlen | ms | peak MiB | state MiB | status |"
+    yield "|---|---|---|---|---:|---:|---:|---:|---|"
+    for row in rows:
+        ms = "" if row["ms"] is None else f"{row['ms']:.3f}"
+        memory = row["memory_bytes"] or {}
+        peak, cache = (_mebibytes(memory.get(name)) for name in ("peak_allocated", "cache"))
+        status = row["status"] + (f": {_cell(row['reason'])}" if row["reason"] else "")
+        head = (
+            f"| {row['arch']} | {row['impl']} | {row['dtype']} | {row['mode']} | {row['seqlen']} "
+        )
+        yield f"{head}| {ms} | {peak} | {cache} | {status} |"
+
+
+def determinism_lines(rows):
+    """Markdown rows of the determinism check."""
+    yield "| operator | dtype | runs | different from the first |"
+    yield "|---|---|---:|---:|"
+    for row in rows:
+        found = row["different"]
+        text = f"unavailable, because {_cell(row['reason'])}" if found is None else found
+        yield f"| {row['operator']} | {row['dtype']} | {row['repetitions']} | {text} |"
+
+
+def _mebibytes(n):
+    return "" if n is None else f"{n / 2**20:.1f}"
+
+
+def _cell(text):
+    return text.replace("|", "/").replace("\n", " ")[:160]
+
+
+def write(out, result):
+    """suite.json and suite.md in the folder `out`."""
+    (out / "suite.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    machine, stages = result["machine"], result["stages"]
+    gpu = machine["gpu"]
+    lines = [
+        f"# {gpu['name'] if gpu else machine['cpu']}, revision {machine['git']['revision']}",
+        "",
+        f"torch {machine['versions']['torch']}, triton {machine['versions'].get('triton')}, {rates(machine['peaks'])}.",
+    ]
+    for name, found in stages.items():
+        lines += ["", f"## {name}", ""]
+        if name.startswith("kernels"):
+            lines += markdown(found, machine["peaks"]).splitlines()[2:]
+        elif name.startswith("sweep"):
+            lines += sweep_lines(found)
+        elif name == "determinism":
+            lines += determinism_lines(found)
+        else:
+            lines.append(found["summary"])
+    for name, reason in result["failed"].items():
+        lines += ["", f"{name}: not measured, because {_cell(reason)}"]
+    (out / "suite.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
