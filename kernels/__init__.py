@@ -3,6 +3,7 @@
     import kernels
 
     y = kernels.selective_scan(u, delta, A, B, C, D, z=z, delta_bias=bias, delta_softplus=True, impl="triton")
+    y = kernels.selective_state_update(state, x, dt, A, B, C, D, z=z, dt_bias=bias, dt_softplus=True, impl="triton")
     y = kernels.causal_conv1d(x, weight, bias, activation="silu", impl="triton")
     o = kernels.causal_attention(q, k, v, impl="triton")
     kernels.implementations()          # what can run here, and why the rest cannot
@@ -12,14 +13,16 @@ The operators' folders have the names of the functions: import what is inside th
 """
 
 from kernels.causal_attention.op import causal_attention
-from kernels.causal_conv1d.op import causal_conv1d
+from kernels.causal_conv1d.op import causal_conv1d, causal_conv1d_update
 from kernels.implementations import Unavailable, implementations
-from kernels.selective_scan.op import selective_scan
+from kernels.selective_scan.op import selective_scan, selective_state_update
 
 __all__ = [
     "Unavailable",
     "causal_attention",
     "causal_conv1d",
+    "causal_conv1d_update",
     "implementations",
     "selective_scan",
+    "selective_state_update",
 ]

@@ -1,11 +1,13 @@
-"""`hf`: transformers' own PyTorch function, under whatever kernels it was bound to at import."""
+"""`hf`: transformers' own PyTorch functions, under whatever kernels it was bound to at import."""
 
 import inspect
 
+from kernels.causal_conv1d.sequences import any_sequences
 from kernels.causal_conv1d.state import last_inputs
 from kernels.implementations import note
 
 
+@any_sequences
 def causal_conv1d_hf(x, weight, bias, initial_state, activation):
     """Operands and results as `causal_conv1d_ref`, in transformers' arithmetic and layout of y (time-last)."""
     from transformers.models.mamba import modeling_mamba
@@ -18,3 +20,12 @@ def causal_conv1d_hf(x, weight, bias, initial_state, activation):
     function = inspect.unwrap(modeling_mamba.causal_conv1d_fn)
     y = function(x, weight, bias, activation)
     return y, last_inputs(x, None, weight.shape[1])
+
+
+def causal_conv1d_update_hf(x, conv_state, weight, bias, activation):
+    """Operands and result as `causal_conv1d_update_ref`, in transformers' arithmetic."""
+    from transformers.models.mamba import modeling_mamba
+
+    note("causal_conv1d_update", "transformers.causal_conv1d_update")
+    update = inspect.unwrap(modeling_mamba.causal_conv1d_update)
+    return update(x.unsqueeze(2), conv_state, weight, bias, activation)[..., 0]

@@ -186,43 +186,6 @@ def test_large_inputs_stay_finite(impl, device):
     check(inputs, impl)
 
 
-def test_gradients_of_torch(device):
-    problem = CausalConv1dProblem(2, 6, 9, 4, initial_state=True)
-    inputs = problem.inputs(torch.float32, device)
-    names = ("x", "weight", "bias", "initial_state")
-
-    def gradients(inputs, impl):
-        leaves = {name: inputs[name].detach().requires_grad_() for name in names}
-        y, state = causal_conv1d(**(inputs | leaves), return_final_state=True, impl=impl)
-        weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=device).view(y.shape)
-        return torch.autograd.grad((y * weights).sum() + state.square().sum(), leaves.values())
-
-    gold, baseline = gradients(double(inputs), "reference"), gradients(inputs, "reference")
-    for name, *three in zip(names, gradients(inputs, "torch"), baseline, gold, strict=True):
-        assert_as_accurate(name, *three, slack=3.0)
-
-
-@pytest.mark.parametrize("seqlen", [1, 6])
-def test_gradcheck_of_the_reference(seqlen):
-    inputs = CausalConv1dProblem(1, 2, seqlen, 3, initial_state=True).inputs(torch.float64, "cpu")
-    leaves = [inputs[n].requires_grad_() for n in ("x", "weight", "bias", "initial_state")]
-
-    def reference(x, weight, bias, initial_state):
-        return causal_conv1d(x, weight, bias, initial_state, True, "silu", impl="reference")
-
-    assert torch.autograd.gradcheck(reference, leaves)
-
-
-@pytest.mark.parametrize("impl", ["cpu", "triton"])
-def test_a_gradient_is_refused_and_not_lost(impl, device):
-    inputs = PROBLEMS[0].inputs(torch.float32, place(impl, device))
-    inputs["weight"].requires_grad_()
-    with pytest.raises(NotImplementedError, match=r"no backward yet; use impl='torch'"):
-        causal_conv1d(**inputs, impl=impl)
-    with torch.no_grad():
-        causal_conv1d(**inputs, impl=impl)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_hf_is_what_transformers_computes(dtype):
     inputs = CausalConv1dProblem(2, 12, 30).inputs(dtype, "cpu")
