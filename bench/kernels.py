@@ -1,19 +1,22 @@
 """The operators alone, every implementation and peer beside each other on the same inputs.
 
     python -m bench.kernels                                  what this machine can run, at sizes that suit it
-    python -m bench.kernels --operator causal_attention --dtype bf16 --out runs/kernels
+    python -m bench.kernels --operator causal_attention --mode forward,backward --dtype bf16 --out runs/kernels
+    python -m bench.kernels --operator selective_scan --seqlen 1024,4096 --batch 1,8
 
-Every row passed the accuracy rule first: what fails it has no time. Contenders are timed in randomised blocks,
-on a GPU by device events with the L2 cache flushed before each sample, on a CPU by the wall clock. A block
-counts with one number (its median); intervals of ratios are t intervals over paired blocks. The process is one,
-so intervals here tell whether kernels differ, not whether processes do. The share of the floor is the least time
-that the machine's own peaks allow (kernels.roofline), over the time. `--out` keeps every row in `kernels.jsonl`,
-appended and synced; a second call with the same folder measures only what is missing.
+Every row passed the accuracy rule first (in the backward: every gradient of it): what fails has no time. Contenders
+are timed in randomised blocks, on a GPU by device events with the L2 cache flushed before each sample and the launch
+hidden behind a wait, on a CPU by the wall clock. A block counts with one number (its median); intervals of ratios are
+t intervals over paired blocks. Whoever is slow has fewer blocks. The process is one, so intervals here tell whether
+kernels differ, not whether processes do. The share of the floor is the least time that the machine's own peaks allow
+(kernels.roofline), over the time; `copy` is a copy of as many bytes as the problem has to move. `--out` keeps every
+row in `kernels.jsonl`, appended and synced, beside `kernels.md` and a picture; a second call with the same folder
+measures only what is missing.
 """
 
 import argparse
 import contextlib
-import dataclasses
+import gc
 import json
 import random
 import statistics
@@ -24,63 +27,107 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-import kernels
+from bench import kernel_trial
 from bench.cli import Parser
-from bench.contenders import GRIDS, OPERATORS, contenders
+from bench.contenders import contenders
+from bench.kernel_problems import GRIDS, MODES, OPERATORS, problems, resized
+from bench.kernel_table import (
+    absences,
+    block_medians,
+    left_out,
+    markdown,
+    rates,
+    result_table,
+    share_of_floor,
+)
 from bench.machine import measure_peaks
 from bench.plan import PlanError
 from bench.records import Appender, one_line
-from bench.verdict import ratio_interval
-from kernels.accuracy import errors
 from kernels.implementations import Unavailable, interpreted, recording
-from kernels.roofline import floor
+from kernels.roofline import floor, work
+
+__all__ = ["block_medians", "measure_problem", "rates", "read_rows", "run", "share_of_floor"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+ALL_MODES = ("forward", "backward", "decode")
 BLOCKS = 10
+LEAST_BLOCKS = 3  # of a contender that is slow
 SAMPLES = 5  # per block
-LARGEST_GOLD = 32_768  # tokens: longer problems are checked on a copy of this many, and say so
+SECONDS = {"cuda": 2.0, "cpu": 0.25}  # a contender on a problem
 
 
-def measure_problem(operator, problem, dtype, device, peaks, *, blocks=BLOCKS, samples=SAMPLES):
+def measure_problem(
+    operator, mode, problem, dtype, device, peaks, *, blocks=BLOCKS, samples=SAMPLES
+):
     """Check and time every contender on one problem: a list of rows, dicts of plain values.
 
     `peaks` are those of `bench.machine.measure_peaks`; rows hold the floor that follows from them.
     """
-    checked = dataclasses.replace(problem, seqlen=min(problem.seqlen, LARGEST_GOLD))
-    truth = _truth(operator, checked, dtype, device)
-    inputs = problem.inputs(DTYPES[dtype], device)
+    kind = DTYPES[dtype]
+    checked = kernel_trial.checked_problem(problem, mode, device)
+    truth = kernel_trial.truth(operator, checked, mode, kind, device)
+    small, inputs = checked.inputs(kind, device), problem.inputs(kind, device)
+    clock = _device_clock(device) if device.type == "cuda" else _wall_clock
     rows, admitted = [], []
-    for name, run in contenders(operator, device):
-        row = _new_row(operator, problem, dtype, name, peaks) | {"checked_on": str(checked)}
-        rows.append(row)
+    for contender in contenders(operator, mode, problem, kind, device):
+        row = _new_row(operator, mode, problem, dtype, contender.name, peaks)
+        rows.append(row | {"checked_on": str(checked)})
+        row = rows[-1]
         try:
-            if _admit(row, run, checked.inputs(DTYPES[dtype], device), truth):
-                with torch.no_grad():
-                    run(**inputs)
-                admitted.append((row, run))
+            contender.check_available(device)
+            if not contender.checked or _admit(row, contender, small, truth):
+                repeat = _repeat(contender, mode, inputs)
+                once = statistics.median(clock(repeat) for _ in range(2))
+                admitted.append((row, repeat, *_plan(once, blocks, samples, device)))
         except (Unavailable, NotImplementedError) as error:
-            row.update(status="unavailable", reason=str(error))
+            row.update(status="unavailable", reason=" ".join(str(error).split()))
+        except ImportError as error:  # a peer whose own dependencies are missing
+            status = "unavailable" if contender.module else "error"
+            row.update(status=status, reason=" ".join(str(error).split()))
         except torch.OutOfMemoryError as error:
             row.update(status="oom", reason=one_line(error))
         except Exception as error:  # a peer that breaks is a row of the table, not the end of it
             row.update(status="error", reason=one_line(error))
-    clock = _device_clock(device) if device.type == "cuda" else _wall_clock
-    shuffle = random.Random(str(problem)).shuffle
-    with torch.no_grad():
-        for _ in range(blocks):
-            shuffle(admitted)
-            for row, run in admitted:
-                times = [clock(lambda run=run: run(**inputs)) for _ in range(samples)]
-                row["samples_ms"].append(times)
+        if row["status"] in ("oom", "error"):
+            _free(device)
+    shuffle = random.Random(f"{mode} {problem}").shuffle
+    for block in range(blocks):
+        shuffle(admitted)
+        for row, repeat, its_blocks, its_samples in admitted:
+            if block < its_blocks:
+                row["samples_ms"].append([clock(repeat) for _ in range(its_samples)])
     return rows
 
 
-def _new_row(operator, problem, dtype, name, peaks):
-    least = floor(problem, dtype, peaks)
+def _repeat(contender, mode, inputs):
+    """The call that is timed; what the first one computed is not kept."""
+    if not contender.checked:
+        return contender.run
+    return kernel_trial.start(contender.run, mode, inputs, contender.prepare).repeat
+
+
+def _plan(once, blocks, samples, device):
+    """(blocks, samples a block) of a contender that takes `once` ms."""
+    affordable = int(1e3 * SECONDS[device.type] / max(once, 1e-6))
+    if affordable >= blocks * samples:
+        return blocks, samples
+    return min(blocks, max(LEAST_BLOCKS, affordable)), max(1, min(samples, affordable // blocks))
+
+
+def _free(device):
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _new_row(operator, mode, problem, dtype, name, peaks):
+    direction = "backward" if mode == "backward" else "forward"
+    least = floor(problem, dtype, peaks, direction)
+    flops, moved, _ = work(problem, DTYPES[dtype], direction)
     return {
         "operator": operator,
+        "mode": mode,
         "problem": str(problem),
         "dtype": dtype,
         "impl": name,
@@ -89,38 +136,27 @@ def _new_row(operator, problem, dtype, name, peaks):
         "kernel": "",
         "error_over_bound": None,
         "samples_ms": [],
-        "flops": problem.flops(),
-        "bytes": problem.bytes(DTYPES[dtype]),
+        "flops": flops,
+        "bytes": moved,
         "floor_ms": 1e3 * least.seconds,
         "bound": least.bound,
         "floor_missing": list(least.missing),
     }
 
 
-def _admit(row, run, inputs, truth):
+def _admit(row, contender, inputs, truth):
     """Run a contender once and note in its row what ran and how it erred; False if it must not be timed."""
-    with torch.no_grad(), recording() as manifest:
-        output = run(**inputs)
-    row["kernel"] = manifest.get(row["operator"], row["impl"])
-    found = errors(output, *truth)
-    row["error_over_bound"] = max(error / max(bound, 1e-300) for error, bound in found.values())
+    mode = row["mode"]
+    with recording() as manifest:
+        trial = kernel_trial.start(contender.run, mode, inputs, contender.prepare)
+    wanted = f"{row['operator']}_backward" if mode == "backward" else row["operator"]
+    row["kernel"] = manifest.get(wanted) or manifest.get(row["operator"], contender.name)
+    row["error_over_bound"], found = kernel_trial.worst_error(trial.outputs, *truth, mode)
     if row["error_over_bound"] > 1:
         row.update(status="error", reason=f"fails the accuracy rule: {found}")
     elif row["impl"] == "triton" and interpreted():
         row.update(status="interpreted", reason="Triton's interpreter says nothing about time")
     return row["status"] == "ok"
-
-
-def _truth(operator, problem, dtype, device):
-    """(baseline, gold): the definition in the dtype, and in float64, from the same rounded inputs."""
-    inputs = problem.inputs(DTYPES[dtype], device)
-    wide = {
-        k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v
-        for k, v in inputs.items()
-    }
-    function = getattr(kernels, operator)
-    with torch.no_grad():
-        return function(**inputs, impl="reference"), function(**wide, impl="reference")
 
 
 def _wall_clock(run):
@@ -130,13 +166,15 @@ def _wall_clock(run):
 
 
 def _device_clock(device):
-    """A clock of device events that empties the L2 cache before it starts."""
+    """A clock of device events that empties the L2 cache before it starts, and then waits for the launch."""
     size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
     flush = torch.empty(max(size, 1 << 27), dtype=torch.int8, device=device)
 
     def clock(run):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         flush.zero_()
+        # about half a millisecond, in which the host enqueues what is timed
+        torch.cuda._sleep(1_000_000)
         start.record()
         run()
         end.record()
@@ -146,106 +184,22 @@ def _device_clock(device):
     return clock
 
 
-def block_medians(row):
-    """One number a block, in ms."""
-    return [statistics.median(block) for block in row["samples_ms"]]
-
-
-def share_of_floor(row):
-    """What part of a row's time the machine's peaks account for, and the term that bounds it.
-
-    Empty without a time, and for a row of a file from before rows had floors.
-    """
-    if not row["samples_ms"] or "floor_ms" not in row:
-        return ""
-    share = row["floor_ms"] / statistics.median(block_medians(row))
-    return f"{100 * share:.3g} % {row['bound']}"
-
-
-def left_out(rows):
-    """The terms that floors lack because their peak was not measured, in words; empty if none."""
-    terms = dict.fromkeys(term for row in rows for term in row.get("floor_missing", ()))
-    return (
-        f"floors leave out the {' and '.join(terms)} term, whose peak is unknown" if terms else ""
-    )
-
-
-def result_table(rows, against="triton"):
-    """A rich table of the rows that ran.
-
-    Ratios are the time over that of `against` on the same problem (above 1: slower), or over that of the
-    faster of torch and cpu where `against` has no time.
-    """
-    table = Table(title="Operators alone", title_justify="left")
-    left = ("operator", "problem", "implementation", "kernel")
-    for column in ("operator", "problem", "dtype", "implementation", "ms", "TFLOP/s", "GB/s"):
-        table.add_column(column, justify="left" if column in left else "right")
-    for column in ("share of floor", "time / best of ours", "error / bound", "kernel"):
-        table.add_column(column, justify="left" if column in left else "right")
-    for row in rows:
-        head = [row["operator"], row["problem"], row["dtype"], row["impl"]]
-        bound = "" if row["error_over_bound"] is None else f"{row['error_over_bound']:.2f}"
-        if not row["samples_ms"]:
-            if row["status"] != "unavailable":
-                table.add_row(*head, *[""] * 5, bound, f"[red]{row['status']}[/]: {row['reason']}")
-            continue
-        ms = statistics.median(block_medians(row))
-        table.add_row(
-            *head,
-            f"{ms:.4g}",
-            f"{row['flops'] / ms / 1e9:.3g}",
-            f"{row['bytes'] / ms / 1e6:.3g}",
-            share_of_floor(row),
-            _ratio(row, _reference_row(rows, row, against)),
-            bound,
-            row["kernel"],
-        )
-    return table
-
-
-def absences(rows):
-    """{why an implementation did not run: the operators that it concerns}."""
-    found = {}
-    for row in rows:
-        if row["status"] == "unavailable":
-            reason = row["reason"].removeprefix(f"{row['operator']}: ")
-            operators = found.setdefault(reason, [])
-            if row["operator"] not in operators:
-                operators.append(row["operator"])
-    return found
-
-
-def _reference_row(rows, row, against):
-    """The row of `against` on the same problem, or of the fastest of ours where `against` has no time."""
-    same = [
-        r
-        for r in rows
-        if r["samples_ms"] and all(r[k] == row[k] for k in ("operator", "problem", "dtype"))
-    ]
-    ours = [r for r in same if r["impl"] == against] or [
-        r for r in same if r["impl"] in ("torch", "cpu")
-    ]
-    return min(ours, key=lambda r: statistics.median(block_medians(r)), default=None)
-
-
-def _ratio(row, base):
-    if base is None or base is row:
-        return "1"
-    interval = ratio_interval(block_medians(row), block_medians(base))
-    return f"{interval.ratio:.2f} ({interval.low:.2f}..{interval.high:.2f})"
-
-
-def run(operators, dtypes, device, peaks, out=None, progress=True):
+def run(
+    operators, dtypes, device, peaks, out=None, progress=True, *,
+    modes=ALL_MODES, grid="quick", seqlens=None, batches=None,
+):  # fmt: skip
     """Measure the grid of `device` and return its rows, resuming from `out`/kernels.jsonl if it is there."""
     file = None if out is None else Path(out) / "kernels.jsonl"
     rows = read_rows(file)
-    known = {(row["operator"], row["problem"], row["dtype"]) for row in rows}
+    known = {(row["operator"], row["mode"], row["problem"], row["dtype"]) for row in rows}
     todo = [
-        (operator, problem, dtype)
+        (operator, mode, problem, dtype)
         for operator in operators
-        for problem in GRIDS[operator][device.type]
+        for mode in MODES[operator]
+        if mode in modes
+        for problem in resized(problems(operator, mode, device.type, grid), seqlens, batches)
         for dtype in dtypes
-        if (operator, str(problem), dtype) not in known
+        if (operator, mode, str(problem), dtype) not in known
     ]
     console = Console(stderr=True)
     with contextlib.ExitStack() as stack:
@@ -253,10 +207,8 @@ def run(operators, dtypes, device, peaks, out=None, progress=True):
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             appender = stack.enter_context(contextlib.closing(Appender(file)))
-        for operator, problem, dtype in track(
-            todo, "kernels", console=console, disable=not progress
-        ):
-            found = measure_problem(operator, problem, dtype, device, peaks)
+        for case in track(todo, "kernels", console=console, disable=not progress):
+            found = measure_problem(*case, device, peaks)
             if appender is not None:
                 appender.append({"rows": found})
             rows += found
@@ -268,15 +220,8 @@ def read_rows(file):
     if file is None or not file.exists():
         return []
     whole = file.read_bytes().split(b"\n")[:-1]
-    return [row for line in whole for row in json.loads(line)["rows"]]
-
-
-def rates(peaks):
-    """Copy bandwidth and exponential rate in words."""
-    found = [f"a copy moves {peaks['copy_bytes_per_s'] / 1e9:.0f} GB/s, read plus written"]
-    if peaks.get("exp_per_s"):
-        found.append(f"{peaks['exp_per_s'] / 1e12:.3g} T exponentials/s")
-    return "; ".join(found)
+    # a file from before there were modes has forwards only
+    return [{"mode": "forward"} | row for line in whole for row in json.loads(line)["rows"]]
 
 
 def main(argv=None):
@@ -285,26 +230,40 @@ def main(argv=None):
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--operator", default=",".join(OPERATORS), help="comma list (default: all)")
-    parser.add_argument(
-        "--dtype", default="fp32", help="comma list of fp32,bf16,fp16 (default: fp32)"
-    )
-    parser.add_argument("--out", metavar="DIR", help="keep the rows there (default: print only)")
+    option = parser.add_argument
+    option("--operator", default=",".join(OPERATORS), help="comma list (default: all)")
+    option("--mode", default=",".join(ALL_MODES), help="comma list (default: all that there are)")
+    option("--dtype", default="fp32", help="comma list of fp32,bf16,fp16 (default: fp32)")
+    option("--grid", choices=GRIDS, default="quick", help="of a GPU's sizes (default: quick)")
+    option("--seqlen", metavar="N,…", help="lengths of one's own, with the grid's first shape")
+    option("--batch", metavar="N,…", help="batches of one's own")
+    option("--out", metavar="DIR", help="keep rows, table and picture there (default: print only)")
     args = parser.parse_args(argv)
     try:
         operators = _choices("--operator", args.operator, OPERATORS)
+        modes = _choices("--mode", args.mode, ALL_MODES)
         dtypes = _choices("--dtype", args.dtype, DTYPES)
+        sizes = {
+            "seqlens": _sizes("--seqlen", args.seqlen),
+            "batches": _sizes("--batch", args.batch),
+        }
     except PlanError as error:
         parser.error(str(error))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     peaks = measure_peaks(device)
-    rows = run(operators, dtypes, device, peaks, args.out)
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    rows = run(operators, dtypes, device, peaks, args.out, modes=modes, grid=args.grid, **sizes)
+    console = Console(width=None if sys.stdout.isatty() else 220)
     console.print(result_table(rows))
     for reason, names in absences(rows).items():
         console.print(f"{', '.join(names)}: {reason}", soft_wrap=True)
     known = "; ".join(filter(None, (rates(peaks), left_out(rows))))
     console.print(f"Measured here: {known}.", soft_wrap=True)
+    if args.out:
+        from bench import kernel_figure  # matplotlib takes a second
+
+        (Path(args.out) / "kernels.md").write_text(markdown(rows, peaks), encoding="utf-8")
+        for path in ("kernels.md", *kernel_figure.write(rows, Path(args.out))):
+            console.print(f"wrote {Path(args.out) / path}", soft_wrap=True)
     return 0
 
 
@@ -314,6 +273,14 @@ def _choices(option, text, known):
         if name not in known:
             raise PlanError(f"{option} takes {', '.join(known)}, got {name!r}")
     return names
+
+
+def _sizes(option, text):
+    if text is None:
+        return None
+    if not all(part.isdecimal() and int(part) > 0 for part in text.split(",")):
+        raise PlanError(f"{option} takes positive integers, separated by commas, got {text!r}")
+    return [int(part) for part in text.split(",")]
 
 
 if __name__ == "__main__":

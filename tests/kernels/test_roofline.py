@@ -1,11 +1,12 @@
 """The floors against numbers counted by hand: the conventions are what is tested."""
 
 import pytest
+import torch
 
 from kernels.causal_attention.problem import CausalAttentionProblem
-from kernels.causal_conv1d.problem import CausalConv1dProblem
-from kernels.roofline import LinearProblem, floor, model_floor, model_problems
-from kernels.selective_scan.problem import SelectiveScanProblem
+from kernels.causal_conv1d.problem import CausalConv1dProblem, ConvUpdateProblem
+from kernels.roofline import LinearProblem, floor, model_floor, model_problems, work
+from kernels.selective_scan.problem import SelectiveScanProblem, StateUpdateProblem
 
 PEAKS = {
     "copy_bytes_per_s": 1000.0,
@@ -47,6 +48,40 @@ def test_conv_without_silu_needs_no_exponential():
     found = floor(CausalConv1dProblem(1, 3, 7, 4, silu=False), "bf16", PEAKS | {"exp_per_s": None})
     assert set(found.terms) == {"memory"}
     assert found.missing == ()
+
+
+def test_conv_reads_x_and_dy_and_writes_dx_in_its_backward():
+    # 7 tokens of 3 channels: x, dy and dx 63; weights 12 and bias 3, and their gradients
+    problem = CausalConv1dProblem(1, 3, 7, 4)
+    found = floor(problem, "bf16", PEAKS, "backward")
+    assert found.terms["memory"] == pytest.approx((63 + 30) * 2 / 1000)
+    assert found.terms["exponential"] == pytest.approx(2 * 21 / 10)  # silu again
+    # 8 a tap's sum again, 8 for dx, 8 for dweight, 1 for dbias, 8 for the derivative of silu
+    assert problem.backward_flops() == 21 * 33
+    # an initial state of 9 is read and its gradient written
+    carried = CausalConv1dProblem(1, 3, 7, 4, initial_state=True)
+    assert carried.backward_bytes(torch.bfloat16) == (63 + 30 + 18) * 2
+
+
+def test_an_update_of_the_conv_moves_its_state_twice():
+    # 2 sequences of 3 channels: x and y 12, the states of 4 inputs read and written 48, weights 12, bias 3
+    found = floor(ConvUpdateProblem(2, 3, 4), "bf16", PEAKS)
+    assert found.terms["memory"] == pytest.approx((12 + 48 + 15) * 2 / 1000)
+    assert found.terms["exponential"] == pytest.approx(2 * 6 / 10)
+
+
+def test_a_projection_has_two_products_in_its_backward():
+    # 3 tokens of 5 to 7 features: x 15, dx 15, dy 21, the weight and its gradient 35 each
+    found = floor(LinearProblem(3, 5, 7), "bf16", PEAKS, "backward")
+    assert found.terms["matrix"] == pytest.approx(2 * 2 * 3 * 5 * 7 / 800)
+    assert found.terms["memory"] == pytest.approx((15 + 15 + 21 + 70) * 2 / 1000)
+
+
+def test_a_problem_without_a_backward_says_so():
+    with pytest.raises(ValueError, match="ConvUpdateProblem has no backward"):
+        floor(ConvUpdateProblem(2, 3, 4), "bf16", PEAKS, "backward")
+    with pytest.raises(ValueError, match="sideways"):
+        work(ConvUpdateProblem(2, 3, 4), torch.bfloat16, "sideways")
 
 
 def test_attention_counts_the_scores_that_the_mask_keeps():
@@ -173,3 +208,46 @@ def test_a_model_takes_the_sum_of_its_parts():
     assert found.bound == max(found.terms, key=found.terms.get)
     without = model_floor(LLAMA, "llama", 1, 6, "fp16", PEAKS)
     assert without.missing == ("matrix",)
+
+
+def test_decoding_mamba_updates_its_states():
+    steps = model_problems(MAMBA, "mamba", 3, 500, mode="decode")
+    assert steps == [
+        (2, LinearProblem(3, 32, 128)),
+        (2, ConvUpdateProblem(3, 64, 4)),
+        (2, LinearProblem(3, 64, 2 + 8)),
+        (2, LinearProblem(3, 2, 64)),
+        (2, StateUpdateProblem(3, 64, 4)),
+        (2, LinearProblem(3, 64, 32)),
+        (1, LinearProblem(3, 32, 50)),
+    ]
+    # whatever the context
+    longer = model_floor(MAMBA, "mamba", 3, 5000, "bf16", PEAKS, mode="decode")
+    assert model_floor(MAMBA, "mamba", 3, 500, "bf16", PEAKS, mode="decode") == longer
+
+
+def test_decoding_llama_reads_its_cache():
+    steps = model_problems(LLAMA, "llama", 3, 500, logits="all", mode="decode")
+    assert steps[1] == (2, CausalAttentionProblem(3, 4, 500, 8, 4, 1))
+    assert steps[-1] == (1, LinearProblem(3, 32, 50))
+    short, long = (
+        model_floor(LLAMA, "llama", 1, n, "bf16", PEAKS, mode="decode").terms["memory"]
+        for n in (500, 600)
+    )
+    # 2 layers with k and v of 4 heads of 8 for 100 more tokens
+    assert long - short == pytest.approx(2 * 2 * 4 * 8 * 100 * 2 / 1000)
+
+
+def test_training_is_forward_and_backward_of_all_positions():
+    steps = model_problems(MAMBA, "mamba", 1, 6, mode="train")
+    assert steps[-1] == (1, LinearProblem(6, 32, 50))
+    found = model_floor(MAMBA, "mamba", 1, 6, "bf16", PEAKS, mode="train")
+    forward = model_floor(MAMBA, "mamba", 1, 6, "bf16", PEAKS, "all")
+    backward = [(n, floor(problem, "bf16", PEAKS, "backward")) for n, problem in steps]
+    assert found.seconds == pytest.approx(
+        forward.seconds + sum(n * part.seconds for n, part in backward)
+    )
+    # the projections: once forward, twice backward
+    assert found.terms["matrix"] == pytest.approx(3 * forward.terms["matrix"])
+    with pytest.raises(ValueError, match="sleep"):
+        model_problems(MAMBA, "mamba", 1, 6, mode="sleep")

@@ -1,0 +1,96 @@
+"""One contender on one problem: what it computes, for the accuracy rule, and a call that the clock can repeat.
+
+forward     the output
+backward    the gradients of every operand alone, by torch.autograd.grad on a graph that is kept
+decode      the output and the state that is left. Calls repeat in place, each contender on a state of its own;
+            the state stays bounded (A is negative, a filter's inputs only move), and no kernel's time depends on it
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+
+import kernels
+from kernels.accuracy import errors
+
+STATES = ("state", "conv_state")  # operands that are updated in place
+# longer problems are checked on a shorter copy: the definition keeps every state, or score, for its gradients
+LARGEST_GOLD = {
+    ("forward", "cuda"): 32_768,
+    ("forward", "cpu"): 2048,
+    ("backward", "cuda"): 2048,
+    ("backward", "cpu"): 256,
+    ("decode", "cuda"): 131_072,
+    ("decode", "cpu"): 131_072,
+}
+LARGEST_GOLD_BATCH = {"forward": 8, "backward": 2, "decode": 256}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """`outputs` by name, and `repeat`, which computes them again."""
+
+    outputs: dict
+    repeat: object
+
+
+def checked_problem(problem, mode, device):
+    """The problem itself, or a copy of it that the definition can take in float64."""
+    changes = {"batch": min(problem.batch, LARGEST_GOLD_BATCH[mode])}
+    if hasattr(problem, "seqlen"):
+        changes["seqlen"] = min(problem.seqlen, LARGEST_GOLD[mode, device.type])
+    return dataclasses.replace(problem, **changes)
+
+
+def start(run, mode, inputs, prepare=lambda t: t):
+    """Run once: a `Trial`. `inputs` are left as they are."""
+    inputs = {
+        name: prepare(t.clone() if name in STATES else t) if torch.is_tensor(t) else t
+        for name, t in inputs.items()
+    }
+    if mode == "backward":
+        return _start_backward(run, inputs)
+    with torch.no_grad():
+        outputs = {"output": run(**inputs)}
+    outputs |= {name: inputs[name] for name in STATES if name in inputs}
+    return Trial(outputs, torch.no_grad()(lambda: run(**inputs)))
+
+
+def _start_backward(run, inputs):
+    leaves = {
+        name: t.detach().requires_grad_()
+        for name, t in inputs.items()
+        if torch.is_tensor(t) and t.is_floating_point()
+    }
+    y = run(**(inputs | leaves))
+    # the same numbers for everybody, in the layout of the output
+    generator = torch.Generator(y.device).manual_seed(1)
+    dy = torch.randn(y.shape, generator=generator, device=y.device)
+    dy = torch.empty_like(y).copy_(dy)
+    operands = tuple(leaves.values())
+    repeat = lambda: torch.autograd.grad(y, operands, dy, retain_graph=True)
+    return Trial(dict(zip(leaves, repeat(), strict=True)), repeat)
+
+
+def truth(operator, problem, mode, dtype, device):
+    """(baseline, gold) by name: the definition in the dtype, and in float64, from the same rounded inputs."""
+    inputs = problem.inputs(dtype, device)
+    wide = {
+        name: t.double() if torch.is_tensor(t) and t.is_floating_point() else t
+        for name, t in inputs.items()
+    }
+    public = getattr(kernels, operator)
+    run = lambda **operands: public(**operands, impl="reference")
+    return tuple(start(run, mode, operands).outputs for operands in (inputs, wide))
+
+
+def worst_error(outputs, baseline, gold, mode):
+    """(the largest error over its bound, "output: norm error > bound" of that one)."""
+    slack = 3.0 if mode == "backward" else 2.0
+    found = []
+    for name, actual in outputs.items():
+        for norm, (error, bound) in errors(actual, baseline[name], gold[name], slack).items():
+            text = f"{name}: {norm} error {error:.2e}, allowed {bound:.2e}"
+            found.append((error / max(bound, 1e-300), text))
+    return max(found)
