@@ -27,9 +27,11 @@ COLOURS = {  # Okabe and Ito's palette, told apart with any colour vision
 OTHER = "#56B4E9"
 DIVERGING = LinearSegmentedColormap.from_list("llama-mamba", ["#E08214", "#F7F7F7", "#3E7DB5"])
 AXES = {
-    "time": ("time of a forward, ms", 1.0),
+    "time": ("time of {}, ms", 1.0),
     "memory": ("peak memory beyond the weights, MiB", 1 / (1 << 20)),
 }
+TIMED = {"prefill": "a forward", "decode": "a token", "train": "forward + backward"}
+LENGTH = {"decode": "context L, tokens"}  # in other modes: tokens
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -72,6 +74,7 @@ def write(results, folder):
 def curves(found, measure, setting):
     """Time or memory over length, log-log, one panel per architecture on a shared axis; None without data."""
     label, scale = AXES[measure]
+    label = label.format(TIMED.get(setting.mode, setting.mode))
     panels = _panels(key for key, curve in found.items() if len(means(curve)[0]))
     if not panels:
         return None
@@ -95,7 +98,7 @@ def curves(found, measure, setting):
             if out := censored(found[arch, impl]):
                 name = f"{impl} (OOM: {out[0]:,})"
             ends[ax].append((lengths[-1], values[-1] * scale, name, colour))
-        ax.set(xscale="log", yscale="log", title=arch, xlabel="tokens")
+        ax.set(xscale="log", yscale="log", title=arch, xlabel=LENGTH.get(setting.mode, "tokens"))
         _length_axis(ax, sorted({n for curve in found.values() for n in curve}))
     levels = (
         np.concatenate([means(found[arch, impl])[1] for arch in panels for impl in panels[arch]])
@@ -187,7 +190,7 @@ def slopes(table, measure, setting):
                 elinewidth=0.8,
             )
             ends[ax].append((curve["at"].iloc[-1], curve.slope.iloc[-1], impl, colour))
-        ax.set(xscale="log", title=arch, xlabel="tokens")
+        ax.set(xscale="log", title=arch, xlabel=LENGTH.get(setting.mode, "tokens"))
         _length_axis(ax, sorted({*table["from"], *table.to}))
         ax.set_ylim(min(-0.1, table.slope.min() - 0.1), max(2.2, table.slope.max() + 0.2))
     axes[0][0].set_ylabel(f"local slope of {measure}, d ln y / d ln L")

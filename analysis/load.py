@@ -9,12 +9,13 @@ import pandas as pd
 from bench.verdict import statistic, t_interval
 
 CELL = ["arch", "impl", "preset", "seqlen", "batch", "dtype", "mode", "launch"]
-MEMORY = ["weights", "peak_allocated", "peak_reserved", "device_used", "peak_rss"]
+MEMORY = ["weights", "cache", "peak_allocated", "peak_reserved", "device_used", "peak_rss"]
 MEASURES = (
     "time",
     "memory",
     "peak_memory",
-)  # wall ms of a forward; peak bytes beyond the weights, and with
+)  # wall ms of a forward, token or training step; peak bytes beyond the weights, and with
+MODES = {"decode": "decode (one token at context L)", "train": "train (forward + backward)"}
 ORDER = ["triton", "cuda", "torch", "cpu", "hf"]  # implementations, as every table lists them
 
 
@@ -28,7 +29,8 @@ class Setting(NamedTuple):
     launch: str
 
     def __str__(self):
-        return f"{self.preset}, batch {self.batch}, {self.dtype}, {self.mode}, {self.launch}"
+        mode = MODES.get(self.mode, self.mode)
+        return f"{self.preset}, batch {self.batch}, {self.dtype}, {mode}, {self.launch}"
 
 
 def frame(run):
@@ -86,6 +88,8 @@ def _fraction(error, bound):
 def cells(records):
     """One row per cell of a `frame`: what was measured over its rounds, with the interval of the time.
 
+    tokens_per_s are tokens read, decoded or trained on; cache_bytes is what a decoded token finds, nan in other modes.
+
     time_ms is the median over rounds of the per-round medians; time_low and time_high are the 95 % t
     interval on the logarithm. `rounds` counts the rounds with a time; `reason` says what happened to the others.
     """
@@ -95,7 +99,9 @@ def cells(records):
         status = _status(group)
         _, low, high = t_interval(np.log(ok.time.dropna()))
         time = ok.time.median() if len(ok) else math.nan
-        batch, seqlen = group.batch.iloc[0], group.seqlen.iloc[0]
+        tokens = group.batch.iloc[0] * (
+            1 if group["mode"].iloc[0] == "decode" else group.seqlen.iloc[0]
+        )
         rows.append(
             dict(zip(CELL, key, strict=True))
             | {
@@ -105,9 +111,10 @@ def cells(records):
                 "time_low": math.exp(low),
                 "time_high": math.exp(high),
                 "device_ms": ok.device_time.median() if len(ok) else math.nan,
-                "tokens_per_s": 1000 * batch * seqlen / time,
+                "tokens_per_s": 1000 * tokens / time,
                 "memory_bytes": ok.memory.median() if len(ok) else math.nan,
                 "weights_bytes": ok.weights.astype(float).median() if len(ok) else math.nan,
+                "cache_bytes": ok.cache.astype(float).median() if len(ok) else math.nan,
                 "peak_rss_bytes": ok.peak_rss.astype(float).median() if len(ok) else math.nan,
                 "parity": group.parity.max(),
                 "parity_passed": _passed(group),
@@ -128,6 +135,7 @@ def cells(records):
     columns += [
         "memory_bytes",
         "weights_bytes",
+        "cache_bytes",
         "peak_rss_bytes",
         "parity",
         "parity_passed",

@@ -40,9 +40,14 @@ COLUMNS = [
 def beside(results):
     """One row per claim: claim, paper, measured (text), value, low, high, pairing, best_pairing, reason.
 
+    The paper measured prefill alone, so a run without it has no row.
+
     Args:
         results: `analysis.summary.Results`.
     """
+    cells = results.cells
+    if len(cells) and not (cells["mode"] == "prefill").any():
+        return pd.DataFrame(columns=COLUMNS)
     setting = _nearest_setting(results)
     rows = [_parameters(results)]
     if setting is not None:
@@ -185,7 +190,9 @@ class _Here:
 
     def reach(self):
         cells = self.results.cells
-        cells = cells[(cells.arch == "mamba") & (cells.status == "ok")]
+        cells = cells[
+            (cells.arch == "mamba") & (cells.status == "ok") & (cells["mode"] == "prefill")
+        ]
         claim, paper = "longest context of Mamba, tokens", f"> {REACH:,}"
         if cells.empty:
             return _row(claim, paper, "not measured", reason="no Mamba cell was measured")
@@ -291,8 +298,8 @@ def _explain(paper, value, low, high, reasons):
 
 
 def _nearest_setting(results):
-    """The setting of the run that shares most with the paper's; None if nothing was measured."""
-    settings = {setting for setting, _, _ in results.curves["time"]}
+    """The prefill setting of the run that shares most with the paper's; None if nothing was measured."""
+    settings = {setting for setting, _, _ in results.curves["time"] if setting.mode == "prefill"}
     wanted = Setting(PRESET, BATCH, DTYPE, "prefill", "eager")
     score = lambda s: (sum(a == b for a, b in zip(s, wanted, strict=True)), str(s))
     return max(settings, key=score, default=None)

@@ -94,6 +94,7 @@ def sentences(results):
         for setting in sorted({key[0] for key in results.curves[measure]}):
             found += _winner(results, setting, measure)
             found += _effect(results, setting, measure)
+    found += _caches(results)
     return [*found, *_parity(results), *_absent(results), *_failed(results), *_incomplete(results)]
 
 
@@ -152,6 +153,34 @@ def _effect(results, setting, measure):
     yield text + ("; and it decides who wins." if row.flips else ".")
 
 
+def _caches(results):
+    """What the two architectures keep of a context, where both were decoded."""
+    cells = results.cells[results.cells.cache_bytes.notna()]
+    for key, group in cells.groupby(list(load.Setting._fields), sort=False):
+        held = group.pivot_table(
+            index="seqlen", columns="arch", values="cache_bytes", aggfunc="min"
+        )
+        if not {"llama", "mamba"} <= set(held):
+            continue
+        held = held.dropna()
+        llama, mamba = held.llama, held.mamba
+        text = (
+            f"Cache of {held.index[-1]:,} tokens ({load.Setting(*key)}): llama {_mib(llama.iloc[-1])}, "
+            f"mamba {_mib(mamba.iloc[-1])}, llama/mamba = {number(llama.iloc[-1] / mamba.iloc[-1])}"
+        )
+        per_token = llama / held.index
+        if len(held) > 1 and mamba.nunique() == 1 and per_token.nunique() == 1:
+            text += (
+                f"; mamba's is the same at every length, llama's takes {per_token.iloc[0]:,.0f} bytes a token: "
+                f"equal at {mamba.iloc[0] / per_token.iloc[0]:,.0f} tokens"
+            )
+        yield text + "."
+
+
+def _mib(size):
+    return f"{number(size / tables.MIB)} MiB"
+
+
 def _parity(results):
     cells = results.cells
     ok = cells[cells.status == "ok"]
@@ -168,16 +197,27 @@ def _absent(results):
     gone = results.cells[results.cells.status == "unavailable"]
     for (impl, reason), group in gone.groupby(["impl", "reason"], sort=False):
         archs = " and ".join(sorted(group.arch.unique()))
-        yield f"{impl} is unavailable for {archs}: {reason or 'no reason recorded'}."
+        where = _modes(results, group)
+        yield f"{impl} is unavailable for {archs}{where}: {reason or 'no reason recorded'}."
 
 
 def _failed(results):
     words = {"oom": "ran out of memory", "timeout": "timed out", "error": "failed"}
     failed = results.cells[results.cells.status.isin(list(words))]
-    for (arch, impl, status), group in failed.groupby(["arch", "impl", "status"], sort=False):
+    for (arch, impl, _, status), group in failed.groupby(
+        ["arch", "impl", "mode", "status"], sort=False
+    ):
+        where = _modes(results, group)
         at = ", ".join(f"{n:,}" for n in sorted(group.seqlen.unique()))
         reason = next((r for r in group.reason if r), "")
-        yield f"{arch} under {impl} {words[status]} at {at} tokens{': ' + reason if reason else ''}."
+        yield f"{arch} under {impl} {words[status]}{where} at {at} tokens{': ' + reason if reason else ''}."
+
+
+def _modes(results, group):
+    """` in train` where a run has several modes."""
+    if results.cells["mode"].nunique() == 1:
+        return ""
+    return f" in {' and '.join(dict.fromkeys(group['mode']))}"
 
 
 def _incomplete(results):

@@ -5,12 +5,14 @@ from collections import Counter
 
 import pandas as pd
 
-from analysis.load import Setting, impl_order
+from analysis.load import MODES, Setting, impl_order
 from analysis.render import markdown, rich_table
 from analysis.wording import between, brief, crossing, interval, number
 
 MIB = 1 << 20
 LEGEND = "M: Mamba wins, L: LLaMA wins, =: within 2 %, ?: undecided; ± is the 95 % interval"
+CACHES = {"llama": "keys and values", "mamba": "states"}
+TIMED = {"decode": "Time of a token", "train": "Time of a step"}
 ACROSS = "Crossovers, in tokens: Mamba is better above; `none: X` where X is better throughout"
 NAMES = {
     "time": "time",
@@ -43,29 +45,34 @@ def write(results, folder):
 
 def pages(results):
     """{file name: [(title, table of strings)]}: everything that is written as Markdown."""
-    return {
+    found = {
         "implementations": [("Implementations", implementations(results))],
         "cells": [("Cells", cells(results.cells))],
+        "caches": caches(results.cells),
         "winners": winners(results, "time") + winners(results, "memory"),
         "ratios": [s for m in ("time", "memory") for s in matrices(results.matrix[m], m)],
-        "crossovers": [(ACROSS, crossovers(results))],
+        "crossovers": across(results),
         "fits": [("Scaling fits", fits(_joined(results.fits)))],
         "slopes": [("Local slopes, d ln y / d ln L", slopes(_joined(results.slopes)))],
         "paper": paper(results.paper),
     }
+    return {name: sections for name, sections in found.items() if sections or name != "caches"}
 
 
 def terminal(results):
     """The renderables that a sweep ends with."""
     tables = [("Implementations", implementations(results))]
-    tables += grids(results.cells, "Time of a forward, ms [95 % interval]", _time)
+    for mode, group in results.cells.groupby("mode", sort=False):
+        timed = TIMED.get(mode, "Time of a forward")
+        tables += grids(group, f"{timed}, ms [95 % interval]", _time)
+    tables += caches(results.cells)
     tables += grids(
         results.cells, "Peak memory beyond the weights, MiB", lambda r: number(r.memory_bytes / MIB)
     )
     tables += winners(results, "time") + winners(results, "memory")
-    across = crossovers(results)
-    unfitted = [name for name in across if across[name].str.startswith("unknown").all()]
-    tables += [(ACROSS, across.drop(columns=[*unfitted, "memory, fit"], errors="ignore"))]
+    for title, found in across(results):
+        unfitted = [name for name in found if found[name].str.startswith("unknown").all()]
+        tables += [(title, found.drop(columns=[*unfitted, "memory, fit"], errors="ignore"))]
     tables += paper(results.paper)
     return [rich_table(title, table) for title, table in tables if len(table)]
 
@@ -131,10 +138,35 @@ def grids(table, title, text):
                 lambda r, t=text: t(r) if r.status == "ok" else r.status, axis=1
             )
         grid = pd.DataFrame(columns).sort_index().fillna("-")
-        grid.insert(0, "tokens", [f"{n:,}" for n in grid.index])
+        grid.insert(0, _length(Setting(*setting)), [f"{n:,}" for n in grid.index])
         # four implementations of both architectures are too wide for a terminal: one table each
         narrow = [grid] if len(columns) <= 6 else _by_architecture(grid)
         found += [(f"{title}: {Setting(*setting)}", g.reset_index(drop=True)) for g in narrow]
+    return found
+
+
+def caches(table):
+    """[(title, table)]: what a decoded token finds, a row per context; one column where implementations agree."""
+    table = table[table.cache_bytes.notna()]
+    found = []
+    for key, group in table.groupby(list(Setting._fields), sort=False):
+        held = group.pivot(index="seqlen", columns=["arch", "impl"], values="cache_bytes")
+        columns = {}
+        for arch in dict.fromkeys(group.arch):
+            agreed = held[arch].max(axis=1)
+            if (held[arch].min(axis=1) == agreed).all():
+                columns[f"{arch}, {CACHES[arch]}"] = agreed
+            else:
+                columns |= {
+                    f"{arch} {impl}, {CACHES[arch]}": held[arch][impl] for impl in held[arch]
+                }
+        shown = pd.DataFrame({name: (values / MIB).map(number) for name, values in columns.items()})
+        if len(columns) == 2 and group.arch.nunique() == 2:
+            ratio = columns[f"llama, {CACHES['llama']}"] / columns[f"mamba, {CACHES['mamba']}"]
+            shown["llama / mamba"] = ratio.map(number)
+        shown.insert(0, _length(Setting(*key)), [f"{n:,}" for n in shown.index])
+        title = f"Cache that a token finds, MiB: {Setting(*key)}"
+        found.append((title, shown.reset_index(drop=True)))
     return found
 
 
@@ -144,7 +176,7 @@ def winners(results, measure):
     for setting, group in results.matrix[measure].groupby(list(Setting._fields), sort=False):
         rows = []
         for seqlen, here in group.groupby("seqlen"):
-            row = {"tokens": f"{seqlen:,}"}
+            row = {_length(Setting(*setting)): f"{seqlen:,}"}
             same = here[here.diagonal]
             for impl in sorted(same.llama_impl, key=impl_order):
                 row[f"both {impl}"] = brief(same[same.llama_impl == impl].iloc[0])
@@ -171,10 +203,17 @@ def matrices(matrix, measure):
     return found
 
 
-def crossovers(results):
+def across(results):
+    """[(title, table of `crossovers`)], one for each mode."""
+    everything = _joined({m: results.crossovers[m] for m in ("time", "memory")})
+    modes = list(dict.fromkeys(everything["mode"])) or ["prefill"]
+    suffix = lambda mode: f"\n{MODES.get(mode, mode)}" if modes != ["prefill"] else ""
+    return [(ACROSS + suffix(m), crossovers(everything[everything["mode"] == m])) for m in modes]
+
+
+def crossovers(everything):
     """One row per pair of implementations, a column per measure and method."""
     rows = {}
-    everything = _joined({m: results.crossovers[m] for m in ("time", "memory")})
     for _, row in everything.iterrows():
         key = (row.llama_impl, row.mamba_impl, *(row[name] for name in Setting._fields))
         shown = rows.setdefault(
@@ -290,8 +329,14 @@ def _shown(table, columns):
 
 
 def _by_architecture(grid):
-    archs = dict.fromkeys(name.split()[0] for name in grid if name != "tokens")
-    return [grid[["tokens", *(n for n in grid if n.startswith(f"{arch} "))]] for arch in archs]
+    length, *names = grid
+    archs = dict.fromkeys(name.split()[0] for name in names)
+    return [grid[[length, *(n for n in names if n.startswith(f"{arch} "))]] for arch in archs]
+
+
+def _length(setting):
+    """The name of the column of lengths."""
+    return "context L" if setting.mode == "decode" else "tokens"
 
 
 def _joined(by_measure):

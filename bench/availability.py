@@ -10,8 +10,20 @@ from kernels.implementations import why_unavailable
 from models.bind import OPERATORS
 
 PROOF_TOKENS = (
-    64  # the interpreter needs milliseconds per operation of a kernel, so it proves a prefix
+    64  # the interpreter needs milliseconds per operation of a kernel: it proves a prefix
 )
+PROVED = {
+    "prefill": "the outputs on the first {} tokens",
+    "decode": "the token decoded after the first {}",
+    "train": "losses and gradients on the first {} tokens",
+}
+NO_GRAPH = {
+    "decode": "a CUDA graph needs fixed addresses, and transformers' DynamicCache grows by new tensors; "
+    "decode runs under --launch eager",
+    "train": "a backward is not captured in a CUDA graph here; train runs under --launch eager",
+}
+# what a decoded token needs beyond the prompt before it
+DECODE_OPERATORS = {"mamba": ("causal_conv1d_update", "selective_state_update"), "llama": ()}
 
 
 def fate(cell, device):
@@ -19,19 +31,21 @@ def fate(cell, device):
     device = torch.device(device)
     if cell.launch == "graph" and device.type != "cuda":
         return "unavailable", "CUDA graphs need a CUDA device"
+    if cell.launch == "graph" and cell.mode != "prefill":
+        return "unavailable", NO_GRAPH[cell.mode]
     if cell.dtype == "tf32" and not _has_tensor_cores(device):
         return "unavailable", "tf32 needs a CUDA device of compute capability 8.0 or newer"
     interpreted = cell.impl == "triton" and device.type == "cpu"
     with _interpreter(interpreted):
-        for operator in OPERATORS[cell.arch]:
+        for operator in _operators(cell):
             if reason := why_unavailable(cell.impl, operator, device):
                 return "unavailable", f"{operator}: {reason}"
     if interpreted:
         if cell.dtype == "bf16":
             return "unavailable", "Triton's interpreter does not round bfloat16 as a GPU does"
+        proved = PROVED[cell.mode].format(proof_length(cell))
         return "interpreted", (
-            "no GPU: Triton's interpreter proved the outputs on the first "
-            f"{proof_length(cell)} tokens; it says nothing about time"
+            f"no GPU: Triton's interpreter proved {proved}; it says nothing about time"
         )
     return "measured", ""
 
@@ -44,6 +58,11 @@ def proof_length(cell):
 def proof_cell(cell):
     """The small cell whose proof serves `cell`: the first tokens of the first row of the same stream."""
     return replace(cell, seqlen=proof_length(cell), batch=1)
+
+
+def _operators(cell):
+    decoded = DECODE_OPERATORS[cell.arch] if cell.mode == "decode" else ()
+    return (*OPERATORS[cell.arch], *decoded)
 
 
 def _has_tensor_cores(device):

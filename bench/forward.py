@@ -1,4 +1,4 @@
-"""One cell, ready to run: the model of its architecture and dtype, bound to its implementation, on its tokens.
+"""The models of a run, and prefill: one forward over the prompt, eager or as a CUDA graph.
 
 Forwards run under `torch.no_grad`, as the paper's did. `inference_mode` would save a few microseconds per
 operation on the host, but custom operators and CUDA graphs differ between the two, and users write `no_grad`.
@@ -11,7 +11,7 @@ import torch
 
 from bench.memory import weight_bytes
 from kernels.implementations import recording
-from models.bind import final_norm, use
+from models.bind import final_norm
 from models.build import build
 from models.presets import ARCHITECTURES, PRESETS
 
@@ -90,12 +90,25 @@ def hidden_states(model):
         handle.remove()
 
 
-class EagerForward:
-    """Calls the model.
+class Work:
+    """What a cell times: calling it does it once.
 
-    `outputs()` runs once and gives the hidden states at all positions, the logits at the last one, and the manifest
-    of the kernels that ran.
+    `outputs()` does it once and gives what the parity gate compares, and the manifest of the kernels that ran.
+    `reset()` comes after every run, outside of the timed region, and makes the next one the same as the first.
+    `held()` are the bytes that it keeps from run to run, and `cache_bytes` those of a cache or state at the context.
     """
+
+    cache_bytes = None
+
+    def reset(self):
+        """Nothing is left behind."""
+
+    def held(self):
+        return 0
+
+
+class EagerForward(Work):
+    """Calls the model; outputs are the hidden states at all positions and the logits at the last one."""
 
     def __init__(self, model, ids, keep):
         self.model, self.ids, self.keep = model, ids, keep
@@ -109,7 +122,7 @@ class EagerForward:
         return found[-1], logits[:, -1], dict(kernels)
 
 
-class GraphForward:
+class GraphForward(Work):
     """Captures the model once in a CUDA graph and replays it; its outputs are those of the replay."""
 
     def __init__(self, model, ids, keep):
@@ -130,18 +143,3 @@ class GraphForward:
     def outputs(self):
         self.graph.replay()
         return self._outputs
-
-
-@contextmanager
-def bound(models, cell, ids, logits):
-    """The model of a cell under its implementation and precision; yields (model, forward).
-
-    Args:
-        ids: (batch, seqlen) int64 on the device.
-        logits: `last` or `all`: the positions whose logits are computed.
-    """
-    model = models.get(cell.arch, cell.dtype)
-    keep = 1 if logits == "last" else 0
-    make = GraphForward if cell.launch == "graph" else EagerForward
-    with precision(cell.dtype), torch.no_grad(), use(model, cell.impl):
-        yield model, make(model, ids, keep)

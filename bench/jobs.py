@@ -12,12 +12,27 @@ from safetensors.torch import load_file
 
 from bench import memory, parity
 from bench.availability import fate, proof_cell
-from bench.forward import Models, bound
+from bench.forward import Models
 from bench.gauges import Gauges
-from bench.measure import SOLE_S, Rules, is_sole, no_collection, paper_rules, rep, sample, stopwatch
-from bench.plan import read_plan, reference_path, references
+from bench.measure import (
+    SOLE_S,
+    Rules,
+    is_sole,
+    no_collection,
+    paper_rules,
+    rep,
+    resetting,
+    sample,
+    stopwatch,
+)
+from bench.modes import bound
+from bench.plan import read_plan
 from bench.records import make_record, now, one_line
+from bench.references import References, Unproven, missing
+from kernels.implementations import Unavailable
 from profiles.ranges import annotate
+
+NOT_HERE = (NotImplementedError, Unavailable, Unproven)  # nothing went wrong: it cannot be had
 
 
 class Poisoned(RuntimeError):
@@ -39,18 +54,16 @@ class Lab:
         self.gauges = Gauges(self.device)
         self.watch = stopwatch(self.device)
         self.rules = rules(self.plan, self.device)
-        self._references = {}
+        self.references = References(self.run, self.plan, self.models, self.tokens)
 
     def prepare(self, job, events):
         """Compute the references, measure the memory of `memory`, prove `cells`; leave out the steps in `skip`."""
         skip = {tuple(step) for step in job["skip"]}
         cells = [c for c in self.plan.cells if fate(c, self.device)[0] != "unavailable"]
-        for arch, dtype in references(cells):
-            path = reference_path(self.run, arch, dtype)
-            if not path.exists() and ("reference", arch, dtype) not in skip:
-                events.send("step", step=["reference", arch, dtype])
-                own = [c for c in cells if (c.arch, c.dtype) == (arch, dtype)]
-                self._attempt(lambda p=path, own=own: self._compute_reference(p, own))
+        for step in missing(self.run, cells, self.device):
+            if step not in skip:
+                events.send("step", step=step)
+                self._attempt(lambda step=step: self.references.compute(step, cells))
         gc.freeze()  # models stay: see `round`
         for index in job["memory"]:
             cell = self.plan.cells[index]
@@ -67,23 +80,19 @@ class Lab:
             traceback.print_exc(file=sys.stderr)
         self._release()
 
-    def _compute_reference(self, path, cells):
-        arch, dtype = cells[0].arch, cells[0].dtype
-        length, batch = references(cells)[arch, dtype]
-        lengths = sorted({c.seqlen for c in cells} | {proof_cell(c).seqlen for c in cells})
-        ids = self.tokens[:batch, :length].to(self.device)
-        reference = parity.compute(self.models.get(arch, dtype), ids, lengths, dtype)
-        if reference.length < length:
-            print(f"{arch} {dtype}: memory for a reference of {reference.length} tokens only")
-        parity.save(path, reference)
-
     def _measure_memory(self, cell):
         """Note the allocator's peak of a cell on a CPU.
 
         Not in a round: the events fill the heap with what the timed cells after it would not find there otherwise.
         """
-        with self._bound(cell) as (_, forward):
-            peak = memory.allocator_peak(forward)
+        self.references.require(cell)
+        with self._bound(cell) as (_, work):
+            if work.held():
+                memory.allocator_peak(
+                    work
+                )  # what is freed counts only if the profiler saw it allocated
+                work.reset()
+            peak = work.held() + memory.allocator_peak(work)
         memory.write_peaks(self.run, memory.read_peaks(self.run) | {cell.id: peak})
 
     def _prove_all(self, cells, events):
@@ -101,7 +110,7 @@ class Lab:
             events.send("record", index=index, record=record)
 
     def round(self, job, events):
-        """Warm every (arch, impl, dtype) up, then run the cells in the order of the job."""
+        """Warm every (arch, impl, dtype, mode) up, then run the cells in the order of the job."""
         cells = [(index, order, self.plan.cells[index]) for index, order in job["cells"]]
         with annotate(f"round/{job['round']}", category="sweep", payload=job["round"]):
             for group, smallest in warm_ups([cell for _, _, cell in cells]).items():
@@ -117,8 +126,8 @@ class Lab:
     def _warm(self, cell):
         """Compile and autotune; what goes wrong here goes wrong again in the cell, where it is recorded."""
         try:
-            with self._bound(cell) as (_, forward):
-                forward()
+            with self._bound(cell) as (_, work):
+                work()
         except Exception:
             traceback.print_exc(file=sys.stderr)
         self._release()
@@ -130,6 +139,8 @@ class Lab:
         try:
             with annotate(f"cell/{cell.id}", payload=cell.seqlen):
                 status, reason, fields = work(cell, round_)
+        except NOT_HERE as error:
+            status, reason, fields = "unavailable", one_line(error, kind=False), {}
         except Exception as error:
             traceback.print_exc(file=sys.stderr)
             status = "oom" if memory.is_out_of_memory(error) else "error"
@@ -142,15 +153,19 @@ class Lab:
         return make_record(cell, round_, order, status, reason, **fields)
 
     def _prove(self, cell, round_):
-        with self._bound(cell) as (_, forward):
-            found, _ = self._gate(cell, forward)
+        self.references.require(cell)
+        with self._bound(cell) as (_, work):
+            found, _ = self._gate(cell, work)
         if not found["parity"]["passed"]:
             return "error", parity.failure(found["parity"]), found
         return "interpreted", "", found
 
     def _measure(self, cell, round_):
-        with self._bound(cell) as (model, forward):
-            found, first = self._gate(cell, forward)
+        self.references.require(cell)
+        with self._bound(cell) as (model, work):
+            if cell.mode != "prefill":
+                self._start_peaks()  # what came before the work, such as a prefill, is no part of it
+            found, first = self._gate(cell, work)
             if not found["parity"]["passed"]:
                 return "error", parity.failure(found["parity"]), found
             if (
@@ -158,42 +173,31 @@ class Lab:
                 and cell.launch == "eager"
                 and not is_sole(first, self.rules)
             ):
-                self._start_peaks()  # the forwards to come hold no outputs for a comparison
-            samples = sample(forward, self.rules, self.watch, first)
+                self._start_peaks()  # the runs to come hold no outputs for a comparison
+            samples = sample(work, self.rules, resetting(self.watch, work.reset), first)
             found["time_ms"] = {"wall": samples.wall, "device": samples.device}
             found["stopped_by"], found["warmups"] = samples.stopped_by, samples.warmups
             weights = memory.weight_bytes(model)
-            found["memory_bytes"] = self._memory(weights)
+            found["memory_bytes"] = self._memory(weights, work.cache_bytes)
             if round_ == 0 and self.device.type == "cuda":
-                found["energy_j"] = self.gauges.energy_per_run(forward)
+                found["energy_j"] = self.gauges.energy_per_run(lambda: (work(), work.reset()))
             peak = memory.read_peaks(self.run).get(cell.id)
             if round_ == 0 and peak is not None:
                 found["memory_bytes"]["peak_allocated"] = weights + peak
         return "ok", "", found
 
-    def _gate(self, cell, forward):
+    def _gate(self, cell, work):
         """Run a cell for the first time and compare its outputs: ({kernels, parity}, what the stopwatch gave)."""
         outputs = []
         with no_collection():
-            first = rep(lambda: outputs.extend(forward.outputs()), self.watch)
-        hidden, logits, kernels = outputs
-        result = parity.check(self._reference(cell), hidden, logits, cell.seqlen)
-        return {"kernels": kernels, "parity": result}, first
+            first = rep(lambda: outputs.extend(work.outputs()), self.watch)
+        work.reset()
+        *compared, kernels = outputs
+        return {"kernels": kernels, "parity": self.references.check(cell, *compared)}, first
 
     def _bound(self, cell):
-        ids = self.tokens[: cell.batch, : cell.seqlen].to(self.device)
+        ids = self.tokens[: cell.batch, : cell.tokens].to(self.device)
         return bound(self.models, cell, ids, self.plan.options["logits"])
-
-    def _reference(self, cell):
-        key = cell.arch, cell.dtype
-        if key not in self._references:
-            path = reference_path(self.run, *key)
-            if not path.exists():
-                raise RuntimeError(
-                    f"there is no reference of {' in '.join(key)} to compare with; see log.txt"
-                )
-            self._references[key] = parity.load(path)
-        return self._references[key]
 
     def _padding(self, cell):
         return self.plan.tokens["padded"].get(str(cell.seqlen), 0)
@@ -204,11 +208,12 @@ class Lab:
         else:
             memory.reset_peak_rss()
 
-    def _memory(self, weights):
+    def _memory(self, weights, cache=None):
         if self.device.type == "cuda":
-            peaks = memory.CudaPeak().read()
-            return memory.memory_record(weights, device_used=self.gauges.used_bytes(), **peaks)
-        return memory.memory_record(weights, peak_rss=memory.peak_rss())
+            peaks = memory.CudaPeak().read() | {"device_used": self.gauges.used_bytes()}
+        else:
+            peaks = {"peak_rss": memory.peak_rss()}
+        return memory.memory_record(weights, cache=cache, **peaks)
 
     def _release(self):
         """Give memory back; Poisoned if the device does not answer any more."""
@@ -232,10 +237,10 @@ def rules(plan, device):
 
 
 def warm_ups(cells):
-    """{(arch, impl, dtype): its smallest cell}, in the order of `cells`."""
+    """{(arch, impl, dtype, mode): its smallest cell}, in the order of `cells`."""
     smallest = {}
     for cell in cells:
-        key = cell.arch, cell.impl, cell.dtype
+        key = cell.arch, cell.impl, cell.dtype, cell.mode
         if key not in smallest or (cell.seqlen, cell.batch) < (
             smallest[key].seqlen,
             smallest[key].batch,

@@ -5,10 +5,11 @@ from collections import defaultdict
 from rich.table import Table
 
 from bench.availability import fate
-from bench.cost import FIXED_S, clock_of, forward_bytes
+from bench.cost import FIXED_S, clock_of, held_bytes, rates_of, reference_seconds
 from bench.doctor import implementation_table
 from bench.plan import DTYPES, LAUNCHES, MODES, PROTOCOLS
 from bench.progress import duration
+from bench.references import gradient_keys
 from models.build import build, parameter_counts
 from models.presets import ARCHITECTURES, PRESETS
 
@@ -54,12 +55,15 @@ def dry_run(plan, finished=frozenset()):
     device = plan.options["device"]
     clock, groups = clock_of(plan), defaultdict(list)
     for cell in plan.cells:
-        groups[cell.arch, cell.impl, cell.dtype, cell.launch, *fate(cell, device)].append(cell)
+        groups[
+            cell.arch, cell.impl, cell.mode, cell.dtype, cell.launch, *fate(cell, device)
+        ].append(cell)
     table = Table(title=f"Plan: {len(plan.cells)} cells, {plan.rounds} rounds, {plan.preset}, on {device}",
                   title_justify="left")  # fmt: skip
     for column in (
         "arch",
         "impl",
+        "mode",
         "dtype",
         "launch",
         "will be",
@@ -71,18 +75,22 @@ def dry_run(plan, finished=frozenset()):
         right = column in ("cells", "time", "memory")
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     total, most = FIXED_S * (plan.rounds + 1), 0
-    for (arch, impl, dtype, launch, kind, reason), cells in groups.items():
+    if not finished:
+        able = [cell for cell in plan.cells if fate(cell, device)[0] != "unavailable"]
+        keys = gradient_keys(able, device)
+        total += reference_seconds(keys, plan.architectures, rates_of(plan))
+    for (arch, impl, mode, dtype, launch, kind, reason), cells in groups.items():
         time = memory = ""
         if kind == "measured":
             size = plan.architectures[arch]["sizes"]
             left = [c for c in cells for r in range(plan.rounds) if (c, r) not in finished]
             seconds = sum(map(clock.expect, left))
-            held = max(forward_bytes(cell, size) for cell in cells) + 4 * size["total"]
+            held = max(held_bytes(cell, size) for cell in cells) + 4 * size["total"]
             total, most = total + seconds, max(most, held)
             time, memory = duration(seconds), f"{held / 2**20:,.0f} MiB"
         if kind == "interpreted":
             reason = "no GPU: outputs are proven through Triton's interpreter, nothing is timed"
-        table.add_row(arch, impl, dtype, launch, kind, str(len(cells)), time, memory, reason)
+        table.add_row(arch, impl, mode, dtype, launch, kind, str(len(cells)), time, memory, reason)
     lengths = f"seqlens {plain(plan.options['seqlens'])}; batch {plain(plan.options['batch'])}"
     estimate = (
         f"rough estimate: {duration(total)}, {most / 2**20:,.0f} MiB at most; nothing was written"

@@ -1,4 +1,5 @@
-"""The time of one forward: warm until stable, then sample until the interval is narrow or the budget is spent.
+"""The time of a forward, a token or a training step: warm until stable, then sample until the interval is narrow or
+the budget is spent.
 
 Every process compiles and warms each implementation up before any cell, so a first run of a cell differs little from
 the next: in 60 cells of 0.1 to 1.3 s of processor time on two cores it took 1.00 times the median of three more
@@ -69,6 +70,17 @@ def stopwatch(device):
     return _time_cuda if torch.device(device).type == "cuda" else _time_cpu
 
 
+def resetting(watch, reset):
+    """The same stopwatch, calling `reset` after every run, outside of what it times."""
+
+    def timed(forward):
+        took = watch(forward)
+        reset()
+        return took
+
+    return timed
+
+
 def _time_cpu(forward):
     start = time.perf_counter()
     forward()
@@ -87,7 +99,7 @@ def _time_cuda(forward):
 
 
 def sample(forward, rules, watch, first=None):
-    """Time `forward`, a callable without arguments.
+    """Time `forward`, a callable without arguments, which does the same at every call.
 
     Args:
         rules: when to stop.
@@ -100,7 +112,7 @@ def sample(forward, rules, watch, first=None):
         if rules.exact:
             warmups, count = rules.exact
             for _ in range(warmups):
-                forward()
+                watch(forward)
             times = [rep(forward, watch) for _ in range(count)]
             return _samples(times, warmups, "protocol")
         warmups = _warm(forward, rules, watch, first)

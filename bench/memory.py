@@ -1,9 +1,11 @@
-"""Four numbers of memory, weights apart, and what each of them holds.
+"""Numbers of memory, weights apart, and what each of them holds.
 
 - `weights`: bytes of the model's parameters and buffers, shared storage once.
-- `peak_allocated`: the most bytes held through torch's allocator in one forward, weights included. On CUDA
-  `max_memory_allocated` after a reset, with no other model on the device, in every round; on a CPU the weights plus
-  the highest running sum of the allocator's events in one forward, measured once, before the rounds.
+- `cache`: bytes that a decoded token finds: the KV cache or the recurrent and convolution states; null in other modes.
+- `peak_allocated`: the most bytes held through torch's allocator in one forward (in training, forward and backward
+  with their gradients), weights and cache included. On CUDA `max_memory_allocated` after a reset, with no other model
+  on the device, in every round; on a CPU weights and cache plus the highest running sum of the allocator's events in
+  one forward, measured once, before the rounds.
 - `peak_reserved`: what torch had taken from the CUDA driver at its peak; null on a CPU.
 - `device_used`: bytes in use on the whole device by NVML after the forward, other processes included.
 - `peak_rss` (CPU): the largest resident size of the whole process in one forward, interpreter and libraries included.
@@ -13,6 +15,7 @@ import gc
 import json
 from pathlib import Path
 
+import psutil
 import torch
 from torch.autograd.profiler import profile
 
@@ -23,9 +26,20 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 
 def weight_bytes(model):
     """Bytes of parameters and buffers; a tied head counts once."""
-    tensors = [*model.parameters(), *model.buffers()]
+    return storage_bytes([*model.parameters(), *model.buffers()])
+
+
+def storage_bytes(tensors):
+    """Bytes of the memory behind tensors; what they share counts once."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
+
+
+def free_bytes(device):
+    """Bytes that are free on a device, or in the memory of the machine."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
 
 
 def allocator_peak(forward):
@@ -101,11 +115,12 @@ class CudaPeak:
 
 
 def memory_record(
-    weights, peak_allocated=None, peak_reserved=None, device_used=None, peak_rss=None
+    weights, peak_allocated=None, peak_reserved=None, device_used=None, peak_rss=None, cache=None
 ):
     """The field `memory_bytes` of a record; None is what could not be measured."""
     return {
         "weights": weights,
+        "cache": cache,
         "peak_allocated": peak_allocated,
         "peak_reserved": peak_reserved,
         "device_used": device_used,

@@ -48,11 +48,13 @@ def make_parser(description):
     what("--batch", type=_positive_list, default="1", metavar="LIST", help="batch sizes")
     what("--dtype", type=_some(DTYPES), default="fp32", metavar="LIST",
          help="fp32 is true float32, tf32 float32 on tensor cores")  # fmt: skip
-    what("--mode", choices=MODES, default="prefill", help="what a forward does")
+    what("--mode", type=_some(MODES), default="prefill", metavar="LIST",
+         help="prefill: a forward over seqlen tokens; decode: one token with the cache of seqlen; train: forward and "
+         "backward of the next-token loss of seqlen tokens, with the logits of all positions")  # fmt: skip
     what("--launch", type=_some(LAUNCHES), default="eager", metavar="LIST",
          help="eager, or graph: replay of a CUDA graph")  # fmt: skip
     what("--logits", choices=("last", "all"), default="auto",
-         help="positions whose logits are computed; auto: last, all under --protocol paper")  # fmt: skip
+         help="positions whose logits a prefill computes; auto: last, all under --protocol paper")  # fmt: skip
     what(
         "--device",
         choices=("auto", "cpu", "cuda"),
@@ -128,6 +130,7 @@ def resolve(args, said):
     options = {name: value for name, value in options.items() if name not in NOT_PLANNED}
     device = options["device"] = _device(options["device"])
     paper = options["protocol"] == "paper"
+    options["mode"] = _modes(options["mode"], said, paper)
     if options["seqlens"] == "auto":
         options["seqlens"] = list(default_lengths(device, options["protocol"]))
     if options["logits"] == "auto":
@@ -139,6 +142,8 @@ def resolve(args, said):
     generated = "sessions" not in said
     options["sessions"] = None if generated else str(options["sessions"])
     options["checkpoint"] = _checkpoints(options.get("checkpoint", []), options["arch"])
+    if "train" in options["mode"] and min(options["seqlens"]) < 2:
+        raise PlanError("--seqlens 1: --mode train predicts the next token, so it needs at least 2")
     return options
 
 
@@ -159,6 +164,18 @@ def _device(name):
     if name == "cuda" and not has_gpu:
         raise PlanError("--device cuda: torch sees no CUDA device here; use --device cpu")
     return name
+
+
+def _modes(modes, said, paper):
+    if paper and modes != ["prefill"]:
+        raise PlanError(
+            f"--mode {','.join(modes)}: --protocol paper is a forward over the prompt; use --protocol lab"
+        )
+    if "logits" in said and "prefill" not in modes:
+        raise PlanError(
+            f"--logits {said['logits']}: only prefill has a choice; decode computes those of its token, train all"
+        )
+    return modes
 
 
 def _checkpoints(pairs, archs):

@@ -4,9 +4,10 @@
     baseline  the model in the cell's dtype under `hf`, or under `reference` where hf cannot run
     rule      kernels.accuracy: error(cell) <= 2 (error(baseline) + eps(float32) norm(gold)), largest and RMS
 
-Compared are the hidden states after the final norm at all positions and the logits at the last position. The models
-are causal and every cell reads a prefix of one token stream, so gold and baseline are computed once, at the
-longest length, and shorter cells are compared with slices.
+Compared are the hidden states after the final norm and the logits: in prefill at all positions and at the last one, in
+decode at the decoded token. The models are causal and every cell reads a prefix of one token stream, so gold and
+baseline are computed once, by a forward over the longest length, and shorter cells are compared with slices; a decoded
+token with the last one of a forward over its context and itself. For training see `bench.gradients`.
 """
 
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from kernels.implementations import Unavailable
 from models.bind import use
 from models.gold import gold as float64_twin
 
+WINDOW = 16  # tokens whose baseline error bounds that of one: the largest of a single small token says little
 SHORTEST = 16  # where even this many tokens run out of memory, there is no reference
 
 
@@ -81,16 +83,24 @@ def _gold(model, ids, lengths):
 
 
 def _baseline(model, ids):
+    hidden = under_hf(model, lambda: _hidden(model, ids))
+    if hidden is not None:
+        return "hf", hidden
+    with use(model, "reference"):
+        return "reference", _longest(lambda part: _hidden(model, part), ids)
+
+
+def under_hf(model, run):
+    """`run()` with the model under hf; None where hf cannot run, or not in this memory."""
     try:
         with use(model, "hf"):
-            return "hf", _hidden(model, ids)
+            return run()
     except (Unavailable, NotImplementedError):
-        pass
+        return None
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-    with use(model, "reference"):
-        return "reference", _longest(lambda part: _hidden(model, part), ids)
+        return None
 
 
 def _longest(run, ids):
@@ -143,11 +153,40 @@ def check(reference, hidden, logits, seqlen):
         at = reference.lengths.index(seqlen)
         baseline, gold = reference.baseline_logits[:batch, at], reference.gold_logits[:batch, at]
         pairs["logits"] = errors(logits.cpu(), baseline, gold)
+    return judged(pairs, length, reference.baseline)
+
+
+def check_token(reference, hidden, logits, seqlen):
+    """Compare a token decoded after `seqlen` others with its reference: the record's `parity`.
+
+    The baseline's error of its hidden state is that of the last WINDOW tokens.
+
+    Args:
+        reference: of at least seqlen + 1 tokens, with the logits there.
+        hidden: (batch, 1, hidden) after the final norm.
+        logits: (batch, vocabulary).
+    """
+    batch, last = hidden.shape[0], slice(max(0, seqlen + 1 - WINDOW), seqlen + 1)
+    gold, baseline = reference.gold_hidden[:batch, last], reference.baseline_hidden[:batch, last]
+    at = reference.lengths.index(seqlen + 1)
+    one = errors(hidden.cpu(), baseline[:, -1:], gold[:, -1:])
+    bounds = errors(baseline, baseline, gold)
+    pairs = {
+        "hidden": {norm: (one[norm][0], bounds[norm][1]) for norm in one},
+        "logits": errors(
+            logits.cpu(), reference.baseline_logits[:batch, at], reference.gold_logits[:batch, at]
+        ),
+    }
+    return judged(pairs, seqlen, reference.baseline)
+
+
+def judged(pairs, seqlen, baseline):
+    """The record's `parity` of {output: {norm: (error, bound)}}."""
     passed = all(error <= bound for norms in pairs.values() for error, bound in norms.values())
     outputs = {
         name: {norm: list(pair) for norm, pair in norms.items()} for name, norms in pairs.items()
     }
-    return {"seqlen": length, "baseline": reference.baseline, "outputs": outputs, "passed": passed}
+    return {"seqlen": seqlen, "baseline": baseline, "outputs": outputs, "passed": passed}
 
 
 def failure(parity):

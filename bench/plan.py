@@ -8,7 +8,7 @@ from pathlib import Path
 
 VERSION = 1
 DTYPES = ("fp32", "tf32", "bf16", "fp16")
-MODES = ("prefill",)
+MODES = ("prefill", "decode", "train")
 LAUNCHES = ("eager", "graph")
 PROTOCOLS = ("lab", "paper")
 PAPER_LENGTHS = (512, 1024, 2048, 4096, 8192)
@@ -20,7 +20,11 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of the plan. `dtype` is one of DTYPES: fp32 is true float32, tf32 is float32 on tensor cores."""
+    """One point of the plan.
+
+    `dtype` is one of DTYPES: fp32 is true float32, tf32 is float32 on tensor cores. `seqlen` is the prompt of a
+    prefill, the context of a decoded token (bench.decode) or the sequence that is trained on (bench.train).
+    """
 
     arch: str
     impl: str
@@ -38,6 +42,11 @@ class Cell:
             f"{self.arch}-{self.impl}-{self.preset}-{self.seqlen}-b{self.batch}-"
             f"{self.dtype}-{self.mode}-{self.launch}"
         )
+
+    @property
+    def tokens(self):
+        """How many tokens of a row the cell reads: its context and the decoded one, or its prompt."""
+        return self.seqlen + (self.mode == "decode")
 
 
 @dataclass
@@ -92,12 +101,12 @@ def read_plan(path):
         raise PlanError(f"{path}: not a plan: {error}") from None
 
 
-def make_cells(archs, impls, preset, seqlens, batches, dtypes, launches, mode="prefill"):
-    """The cross product of the factors, in the order of the arguments."""
-    product = itertools.product(archs, impls, dtypes, launches, batches, seqlens)
+def make_cells(archs, impls, preset, seqlens, batches, dtypes, launches, modes=("prefill",)):
+    """The cross product of the factors; seqlens change fastest, then batches, launches, dtypes, modes."""
+    product = itertools.product(archs, impls, modes, dtypes, launches, batches, seqlens)
     return [
         Cell(arch, impl, preset, seqlen, batch, dtype, mode, launch)
-        for arch, impl, dtype, launch, batch, seqlen in product
+        for arch, impl, mode, dtype, launch, batch, seqlen in product
     ]
 
 
@@ -126,17 +135,24 @@ def round_order(cells, seed, round_):
 
 
 def references(cells):
-    """{(arch, dtype): (longest seqlen, largest batch)} of the references that `cells` are compared with."""
+    """{(arch, dtype): (tokens, largest batch)} of the outputs that prefill and decode are compared with."""
     found = {}
     for cell in cells:
-        length, batch = found.get((cell.arch, cell.dtype), (0, 0))
-        found[cell.arch, cell.dtype] = max(length, cell.seqlen), max(batch, cell.batch)
+        if cell.mode != "train":
+            length, batch = found.get((cell.arch, cell.dtype), (0, 0))
+            found[cell.arch, cell.dtype] = max(length, cell.tokens), max(batch, cell.batch)
     return found
 
 
 def reference_path(run, arch, dtype):
-    """Where a run keeps a reference."""
+    """Where a run keeps a reference of outputs."""
     return Path(run) / "references" / f"{arch}-{dtype}.safetensors"
+
+
+def gradient_path(run, arch, dtype, seqlen, batch):
+    """Where a run keeps a reference of gradients; they are no prefix of longer ones, so each length has its own."""
+    name = f"{arch}-{dtype}-train-{seqlen}-b{batch}.safetensors"
+    return Path(run) / "references" / name
 
 
 def changed_options(planned, asked):

@@ -108,10 +108,11 @@ def _architecture(arch, options, tokenizer):
             f"{config.vocab_size:,} of the {arch} checkpoint"
         )
     positions = getattr(config, "max_position_embeddings", None)
-    longest = max(options["seqlens"])
-    if positions is not None and longest > positions:
+    longest, decoded = max(options["seqlens"]), "decode" in options["mode"]
+    if positions is not None and longest + decoded > positions:
+        needs = f"the token decoded after {longest:,} needs one more, and " if decoded else ""
         raise PlanError(
-            f"--seqlens {longest}: {arch} has {positions:,} positions (preset {options['preset']})"
+            f"--seqlens {longest}: {needs}{arch} has {positions:,} positions (preset {options['preset']})"
         )
     return {"total": counts.total, "embedding": counts.embedding, "other": counts.other} | {
         "sizes": sizes(config, counts)
@@ -126,7 +127,8 @@ def _tokens(options, tokenizer):
             sessions = stream(options["seed"], options["kind"])
             if options["protocol"] == "paper":
                 sessions = itertools.islice(sessions, PAPER_SESSIONS)
-        longest, rows = max(options["seqlens"]), max(options["batch"])
+        longest = max(options["seqlens"]) + ("decode" in options["mode"])
+        rows = max(options["batch"])
         return token_stream(sessions, tokenizer, longest, rows, options["protocol"])
     except (OSError, SessionError, TokensError) as error:
         raise PlanError(f"--{error}" if isinstance(error, TokensError) else str(error)) from None

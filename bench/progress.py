@@ -74,6 +74,9 @@ class Watcher:
         cell = Cell(**record["cell"])
         proof = cell in self.todo.get("proof", ())
         self.todo.get("proof" if proof else record["round"], set()).discard(cell)
+        if record["status"] == "unavailable":  # nor is it measured in later rounds
+            for cells in self.todo.values():
+                cells.discard(cell)
         if seconds is not None and not proof:
             self.clock.observe(cell, seconds)
         if record["status"] in ("error", "timeout", "oom"):

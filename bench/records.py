@@ -67,10 +67,12 @@ def now():
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def one_line(error):
-    """An exception as `Type: message` on one line, short enough for a table."""
+def one_line(error, kind=True):
+    """An exception as `Type: message` on one line, short enough for a table; `kind=False` leaves the type out."""
     message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message}"[:500] if message else type(error).__name__
+    if not message:
+        return type(error).__name__
+    return f"{type(error).__name__}: {message}"[:500] if kind else message[:500]
 
 
 class Appender:

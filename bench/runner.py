@@ -16,13 +16,15 @@ from pathlib import Path
 
 from bench.machine import wait_policy
 from bench.memory import read_peaks
-from bench.plan import reference_path, references, round_order
+from bench.plan import round_order
 from bench.records import make_record
+from bench.references import missing
 
 START_TIMEOUT_S = 600.0  # importing, building models, compiling one implementation, one reference
 END_TIMEOUT_S = 30.0
 STEPS = {
     "reference": ("computing the reference of",),
+    "gradients": ("computing reference gradients of",),
     "memory": ("measuring the memory of",),
     "warm": ("warming up",),
 }
@@ -121,6 +123,7 @@ class Runner:
         self.run, self.plan, self.appender = Path(run), plan, appender
         self.cell_timeout, self.watcher = cell_timeout, watcher
         self.command = [*(command or (sys.executable, "-m", "bench.worker")), str(self.run)]
+        self.unavailable = set()  # cells that a worker found to be so
         self.indices = {cell: index for index, cell in enumerate(plan.cells)}
         self.log = (self.run / "log.txt").open("a", encoding="utf-8", buffering=1)
 
@@ -132,18 +135,24 @@ class Runner:
 
         What an earlier process has left here is not done again.
         """
-        paths = [reference_path(self.run, *key) for key in references(cells)]
         peaks = read_peaks(self.run)
         memory = [cell for cell in memory if cell.id not in peaks]
-        if proofs or memory or not all(path.exists() for path in paths):
+        if proofs or memory or missing(self.run, cells, self.plan.options.get("device", "cpu")):
             pending = [(cell, order) for order, cell in enumerate(proofs)]
             interpreter = {"TRITON_INTERPRET": "1"} if proofs else {}
             self._run(Job("prepare", 0, pending, self._env(**interpreter), memory))
 
     def round(self, round_, measured, done):
-        """Measure one round: the cells of `measured` without a (cell, round) in `done`, in seeded order."""
+        """Measure one round: the cells of `measured` without a (cell, round) in `done`, in seeded order.
+
+        A cell that turned out to be unavailable in an earlier round is left out.
+        """
         order = enumerate(round_order(measured, self.plan.seed, round_))
-        pending = [(cell, place) for place, cell in order if (cell, round_) not in done]
+        pending = [
+            (cell, place)
+            for place, cell in order
+            if (cell, round_) not in done and cell not in self.unavailable
+        ]
         if pending:
             self._run(Job("round", round_, pending, self._env()))
 
@@ -182,6 +191,8 @@ class Runner:
         """Write a record and take its cell off the job."""
         self.appender.append(record)
         job.pending = [pair for pair in job.pending if pair[0] != cell]
+        if record["status"] == "unavailable":
+            self.unavailable.add(cell)
         self.watcher.record(record, seconds)
 
     def note(self, text):
@@ -269,7 +280,7 @@ class Attempt:
             return
         reason = f"the worker process {self.why} while warming up {' '.join(group)}"
         for cell, _ in list(self.job.pending):
-            if [cell.arch, cell.impl, cell.dtype] == group:
+            if [cell.arch, cell.impl, cell.dtype, cell.mode] == group:
                 self.runner.settle(self.job, cell, status, reason)
 
 

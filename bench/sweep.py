@@ -127,13 +127,15 @@ def carry_out(path, plan, said, cell_timeout, out):
     proofs = [cell for cell in proofs if (cell, 0) not in finished]
     todo = {r: [c for c in measured if (c, r) not in finished] for r in range(plan.rounds)}
     console = Console(stderr=True)
-    watcher = Watcher(console, clock_of(plan), todo | {"proof": proofs})
+    clock = clock_of(plan)
+    watcher = Watcher(console, clock, todo | {"proof": proofs})
     runner = Runner(path, plan, appender, cell_timeout, watcher)
     try:
         with watcher, interruptible():
             if watcher.left():
                 on_cpu = plan.options["device"] == "cpu"
-                runner.prepare([*measured, *proofs], todo[0] if on_cpu else [], proofs)
+                memory = [c for c in todo[0] if on_cpu and clock.expect(c) < cell_timeout]
+                runner.prepare([*measured, *proofs], memory, proofs)
             for round_ in range(plan.rounds):
                 runner.round(round_, measured, finished)
     except KeyboardInterrupt:

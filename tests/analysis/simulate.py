@@ -3,6 +3,7 @@
 time(L) = (a + b L + c L^2) x drift(round, order) x process(round) x sample noise
 """
 
+import itertools
 import json
 import random
 from dataclasses import dataclass, field
@@ -58,6 +59,7 @@ class Simulation:
     machine: dict = field(default_factory=lambda: dict(MACHINE))
     options: dict = field(default_factory=dict)
     dtype: str = "fp32"
+    modes: tuple = ("prefill",)  # with the same costs
     seed: int = 0
 
     def time(self, arch, impl, seqlen):
@@ -69,23 +71,24 @@ class Simulation:
         order = random.Random(self.seed)
         rows = [row for impl in self.unavailable for row in self._unmeasured(impl, "unavailable")]
         rows += [row for impl in self.interpreted for row in self._unmeasured(impl, "interpreted")]
-        cells = [(arch, impl, seqlen) for arch, impl in self.costs for seqlen in self.seqlens]
+        cells = self._cells()
         for round_ in range(self.rounds):
             order.shuffle(cells)
-            for position, (arch, impl, seqlen) in enumerate(cells):
+            for position, (arch, impl, seqlen, mode) in enumerate(cells):
                 out = seqlen >= self.out_of_memory.get((arch, impl), float("inf"))
-                row = self._record(arch, impl, seqlen, "oom" if out else "ok", round_, position)
+                status = "oom" if out else "ok"
+                row = self._record(arch, impl, seqlen, status, round_, position, mode=mode)
                 if not out:
                     level = self.time(arch, impl, seqlen) * np.exp(
                         self.drift * position / len(cells) + rng.normal(0, self.between)
                     )
                     wall = level * np.exp(rng.normal(0, self.within, self.samples))
-                    row |= self._measured(arch, impl, seqlen, wall.tolist())
+                    row |= self._measured(arch, impl, seqlen, wall.tolist(), mode)
                 rows.append(row)
         return rows
 
     def plan(self):
-        cells = [self._cell(a, i, n) for a, i in self.costs for n in self.seqlens]
+        cells = [self._cell(*cell) for cell in self._cells()]
         sizes = {"mamba": (29_946_368, 16_384_000), "llama": (53_748_224, 32_768_000)}
         return {
             "version": 1, "created": "2026-11-21T12:00:00+00:00", "command": "python -m bench.sweep",
@@ -108,24 +111,28 @@ class Simulation:
         (folder / "records.jsonl").write_text("".join(lines))
         return folder
 
-    def _cell(self, arch, impl, seqlen):
+    def _cells(self):
+        return [(a, i, n, m) for m in self.modes for a, i in self.costs for n in self.seqlens]
+
+    def _cell(self, arch, impl, seqlen, mode):
         return {
             "arch": arch, "impl": impl, "preset": "paper-50m", "seqlen": seqlen, "batch": 1,
-            "dtype": self.dtype, "mode": "prefill", "launch": "eager",
+            "dtype": self.dtype, "mode": mode, "launch": "eager",
         }  # fmt: skip
 
-    def _record(self, arch, impl, seqlen, status, round_=0, position=0, reason=""):
+    def _record(self, arch, impl, seqlen, status, round_=0, position=0, reason="", mode="prefill"):
         if status == "oom":
             reason = "DefaultCPUAllocator: not enough memory"
         return {
-            "cell": self._cell(arch, impl, seqlen), "round": round_, "order": position, "status": status,
+            "cell": self._cell(arch, impl, seqlen, mode), "round": round_, "order": position, "status": status,
             "reason": reason, "kernels": {}, "parity": None, "time_ms": None, "memory_bytes": None,
             "energy_j": None, "clocks": {}, "stopped_by": "", "warmups": 0,
             "started": "2026-11-21T12:00:00+00:00",
         }  # fmt: skip
 
-    def _measured(self, arch, impl, seqlen, wall):
+    def _measured(self, arch, impl, seqlen, wall, mode):
         m0, m1, m2 = self.memory[arch, impl]
+        cache = {"llama": 32_768 * seqlen, "mamba": 655_360}[arch] if mode == "decode" else None
         peak = WEIGHTS[arch] + int(m0 + m1 * seqlen + m2 * seqlen**2)
         return {
             "kernels": {op: k.replace("numba", impl) for op, k in KERNELS[arch].items()},
@@ -133,7 +140,7 @@ class Simulation:
             "time_ms": {"wall": wall, "device": []},
             "memory_bytes": {
                 "weights": WEIGHTS[arch], "peak_allocated": peak, "peak_reserved": None,
-                "device_used": None, "peak_rss": peak + 300 * MIB,
+                "device_used": None, "peak_rss": peak + 300 * MIB, "cache": cache,
             },
             "stopped_by": "interval", "warmups": 2,
         }  # fmt: skip
@@ -144,10 +151,11 @@ class Simulation:
         return {"seqlen": 128, "baseline": "hf", "outputs": outputs, "passed": True}
 
     def _unmeasured(self, impl, status):
-        for arch in sorted({arch for arch, _ in self.costs}):
+        archs = sorted({arch for arch, _ in self.costs})
+        for mode, arch in itertools.product(self.modes, archs):
             for seqlen in self.seqlens:
                 reason = self.unavailable.get(impl, "runs through the interpreter: parity only")
-                row = self._record(arch, impl, seqlen, status, reason=reason)
+                row = self._record(arch, impl, seqlen, status, reason=reason, mode=mode)
                 if status == "interpreted":
                     row["parity"] = self._parity()
                     row["kernels"] = {op: f"{impl}.{op}" for op in KERNELS[arch]}

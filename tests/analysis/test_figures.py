@@ -46,3 +46,18 @@ def test_two_settings_have_files_of_their_own(results, tmp_path):
         found.run.records.append({**record, "cell": {**record["cell"], "dtype": "bf16"}})
     names = {p.stem for p in figures.write(found, tmp_path / "figures")}
     assert {"time_fp32", "time_bf16"} <= names
+
+
+def test_axes_say_what_is_timed(results, tmp_path):
+    costs = {("mamba", "cpu"): (8.0, 0.12, 0.0)}
+    found = results(Simulation(seqlens=(128, 256), costs=costs, modes=("decode", "train")))
+    assert {p.stem for p in figures.write(found, tmp_path)} >= {"time_decode", "time_train"}
+    labels = {}
+    for setting in {key[0] for key in found.curves["time"]}:
+        curves = {
+            key[1:]: curve for key, curve in found.curves["time"].items() if key[0] == setting
+        }
+        axes = figures.curves(curves, "time", setting).axes[0]
+        labels[setting.mode] = axes.get_ylabel(), axes.get_xlabel()
+    assert labels["decode"] == ("time of a token, ms", "context L, tokens")
+    assert labels["train"] == ("time of forward + backward, ms", "tokens")

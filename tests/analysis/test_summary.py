@@ -106,6 +106,23 @@ def test_failures_and_timeouts_are_told(tmp_path, no_figures):
     assert "mamba under hf timed out at 128, 256 tokens: longer than 60 s." in flat(run)
 
 
+def test_modes_are_told_apart(tmp_path, no_figures):
+    simulation = Simulation(
+        seqlens=(128, 256, 512), modes=("decode", "train"), unavailable={"cuda": "no GPU"}
+    )
+    said = flat(simulation.write(tmp_path))
+    assert (
+        "Cache of 512 tokens (paper-50m, batch 1, fp32, decode (one token at context L), eager): "
+        "llama 16.0 MiB, mamba 0.625 MiB, llama/mamba = 25.6; mamba's is the same at every length, "
+        "llama's takes 32,768 bytes a token: equal at 20 tokens." in said
+    )
+    assert (
+        "Time at 512 tokens (paper-50m, batch 1, fp32, train (forward + backward), eager)" in said
+    )
+    assert "cuda is unavailable for llama and mamba in decode and train: no GPU." in said
+    assert "The paper beside this run" not in said
+
+
 def test_the_command(tmp_path, capsys):
     run = Simulation(seqlens=(128, 256)).write(tmp_path / "run")
     assert summary.main([str(run)]) == 0

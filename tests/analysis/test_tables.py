@@ -137,3 +137,74 @@ def test_crossing_in_words():
     assert crossing(row) == "between 1,024 and 1,817"
     row["better_above"] = "llama"
     assert crossing(row) == "between 1,024 and 1,817, llama above"
+
+
+@pytest.fixture(scope="module")
+def three_modes(tmp_path_factory):
+    simulation = Simulation(
+        seqlens=(128, 256, 512),
+        rounds=3,
+        modes=("prefill", "decode", "train"),
+        unavailable={"cuda": "no GPU"},
+    )
+    return Results(read_run(simulation.write(tmp_path_factory.mktemp("modes"))))
+
+
+def test_no_table_mixes_modes(three_modes):
+    for name, sections in tables.pages(three_modes).items():
+        for title, table in sections:
+            apart = "decode (" in title or "train (" in title or "prefill" in title
+            assert apart or "mode" in table or name in ("implementations", "paper"), title
+    shown = tables.pages(three_modes)
+    assert len(shown["crossovers"]) == 3
+    assert len(shown["winners"]) == 2 * 3
+    implementations = shown["implementations"][0][1]
+    assert set(implementations["mode"]) == {"prefill", "decode", "train"}
+    assert len(tables.caches(three_modes.cells)) == 1
+
+
+def test_titles_say_what_a_mode_is(three_modes):
+    out = io.StringIO()
+    for renderable in tables.terminal(three_modes):
+        Console(file=out, width=120).print(renderable)
+    text = " ".join(out.getvalue().split())
+    for words in (
+        "Time of a forward, ms", "Time of a token, ms", "Time of a step, ms",
+        "one token at context L", "forward + backward", "context L",
+    ):  # fmt: skip
+        assert words in text
+
+
+def test_tokens_per_second_are_those_of_the_mode(three_modes):
+    cells = three_modes.cells
+    ok = cells[(cells.status == "ok") & (cells.seqlen == 512)]
+    for row in ok.itertuples():
+        tokens = 1 if row.mode == "decode" else 512
+        assert row.tokens_per_s == pytest.approx(1000 * tokens / row.time_ms)
+
+
+def test_the_paper_is_beside_prefill_only(three_modes, results):
+    matrix = three_modes.matrix["time"]
+    assert set(matrix[matrix.paper]["mode"]) == {"prefill"}
+    assert len(three_modes.paper) == 9
+    decode = results(Simulation(seqlens=(128, 256), modes=("decode",)))
+    assert decode.paper.empty
+    titles = [title for title, table in tables.paper(decode.paper) if len(table)]
+    assert titles == []
+
+
+def test_caches_are_shown_by_context(three_modes):
+    ((title, shown),) = tables.caches(three_modes.cells)
+    assert "one token at context L" in title
+    assert list(shown["context L"]) == ["128", "256", "512"]
+    assert list(shown["llama, keys and values"]) == ["4.00", "8.00", "16.0"]
+    assert set(shown["mamba, states"]) == {"0.625"}
+    assert list(shown["llama / mamba"]) == ["6.40", "12.8", "25.6"]
+
+
+def test_caches_that_differ_have_columns_of_their_own(three_modes):
+    cells = three_modes.cells.copy()
+    cells.loc[(cells.arch == "mamba") & (cells.impl == "hf"), "cache_bytes"] *= 0.5
+    ((_, shown),) = tables.caches(cells)
+    assert {"mamba cpu, states", "mamba hf, states"} < set(shown)
+    assert "llama / mamba" not in shown

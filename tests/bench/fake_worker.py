@@ -3,7 +3,7 @@
     python fake_worker.py RUN
 
 Lengths: 666 kills the process in the cell, 667 in the warm-up of its implementation, 777 never ends, 888 prints to both
-streams. `once` files in RUN make a trouble happen a single time.
+streams, 999 is found to be unavailable. `once` files in RUN make a trouble happen a single time.
 """
 
 import json
@@ -43,10 +43,11 @@ def main():
             send(event="step", step=["memory", str(index)])
         (run / "prepared").write_text(json.dumps([job["skip"], job["memory"]]))
     cells = [(index, order, plan["cells"][index]) for index, order in job["cells"]]
-    groups = {(c["arch"], c["impl"], c["dtype"]) for _, _, c in cells}
+    kind = lambda c: (c["arch"], c["impl"], c["dtype"], c["mode"])
+    groups = {kind(c) for _, _, c in cells}
     for group in sorted(groups):
         send(event="step", step=["warm", *group])
-        own = {c["seqlen"] for _, _, c in cells if (c["arch"], c["impl"], c["dtype"]) == group}
+        own = {c["seqlen"] for _, _, c in cells if kind(c) == group}
         if 667 in own or once(run, "warm"):
             os.kill(os.getpid(), signal.SIGKILL)
     for index, order, cell in cells:
@@ -59,7 +60,14 @@ def main():
             time.sleep(60)
         if cell["seqlen"] == 888:
             print("a warning of some library", file=sys.stderr)
-        record = {"cell": cell, "round": job["round"], "order": order, "status": "ok", "reason": ""}
+        status = "unavailable" if cell["seqlen"] == 999 else "ok"
+        record = {
+            "cell": cell,
+            "round": job["round"],
+            "order": order,
+            "status": status,
+            "reason": "",
+        }
         send(event="record", index=index, record=record)
     send(event="done")
 

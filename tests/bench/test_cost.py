@@ -2,7 +2,21 @@ from dataclasses import replace
 
 import pytest
 
-from bench.cost import CPU, FIXED_S, Clock, forward_bytes, forward_seconds, sizes
+from bench.cost import (
+    CPU,
+    FIXED_S,
+    Clock,
+    cache_bytes,
+    cell_seconds,
+    forward_bytes,
+    forward_seconds,
+    gradient_bytes,
+    held_bytes,
+    reference_seconds,
+    sizes,
+    token_seconds,
+    training_seconds,
+)
 from bench.plan import Cell
 from models.build import build, parameter_counts
 
@@ -45,3 +59,32 @@ def test_the_time_left_follows_what_was_measured(architectures):
     assert clock.remaining({0: [], 1: []}) == 0
     assert clock.remaining({0: [other], 1: [other]}) == 2 * (FIXED_S + 1.0)
     assert clock.remaining({0: [other], 1: [other]}, begun={0}) == FIXED_S + 2.0
+
+
+@pytest.mark.parametrize("arch", ["mamba", "llama"])
+def test_modes_cost_what_they_do(architectures, arch):
+    size = architectures[arch]["sizes"]
+    prefill, decode, train = (
+        Cell(arch, "torch", "tiny", 2048, mode=mode) for mode in ("prefill", "decode", "train")
+    )
+    token, step = token_seconds(decode, size, CPU), training_seconds(train, size, CPU)
+    assert token < forward_seconds(prefill, size, CPU) < step
+    assert cell_seconds(decode, size, CPU, 0.01) > forward_seconds(prefill, size, CPU) + token
+    held = [held_bytes(cell, size) for cell in (prefill, decode, train)]
+    assert held == sorted(held)
+    grows = cache_bytes(replace(decode, seqlen=4096), size) / cache_bytes(decode, size)
+    assert grows == (2 if arch == "llama" else 1)
+    needs = [gradient_bytes(arch, n, 1, size) for n in (512, 1024)]
+    assert needs[1] > needs[0] > 4 * 512 * size["vocab"] * 8
+    key = arch, "fp32", 512, 1
+    assert reference_seconds([key, key], architectures, CPU) == 2 * reference_seconds(
+        [key], architectures, CPU
+    )
+
+
+def test_a_mode_says_nothing_of_another(architectures):
+    clock = Clock(architectures, CPU, budget_s=0.3)
+    decode, train = (Cell("mamba", "hf", "tiny", 128, mode=m) for m in ("decode", "train"))
+    guess = clock.expect(train)
+    clock.observe(decode, 100.0)
+    assert clock.expect(train) == guess

@@ -54,7 +54,7 @@ def test_a_round_warms_up_first_and_announces_every_cell(lab):
     events = round_(lab, 3)
     kinds = [event["event"] for event in events]
     assert kinds == ["step"] * 2 + ["cell", "record"] * 8
-    groups = [["warm", "llama", impl, "fp32"] for impl in ("torch", "hf")]
+    groups = [["warm", "llama", impl, "fp32", "prefill"] for impl in ("torch", "hf")]
     assert [event["step"] for event in events[:2]] == groups
     for index, record in enumerate(events.records()):
         assert record["status"] == "ok"
@@ -130,6 +130,17 @@ def test_an_exception_costs_its_own_cell_only(lab, monkeypatch, capsys, error, s
         assert records[1]["memory_bytes"]["weights"] > 1 << 20
 
 
+def test_what_cannot_be_had_is_unavailable_and_no_error(lab, monkeypatch):
+    def refuse(*args):
+        raise NotImplementedError("scan: impl 'torch' has\nno backward; use impl='hf'")
+
+    monkeypatch.setattr(jobs, "sample", refuse)
+    for record in round_(lab).records():
+        assert record["status"] == "unavailable"
+        assert record["reason"] == "scan: impl 'torch' has no backward; use impl='hf'"
+        assert record["time_ms"] is None
+
+
 def test_a_reference_that_is_missing_is_said_in_every_cell(lab, run, tmp_path):
     file = run / "references" / "llama-fp32.safetensors"
     file.rename(tmp_path / "away")
@@ -176,7 +187,12 @@ def test_proofs_are_shared_by_longer_cells(tmp_path, monkeypatch):
 def test_the_smallest_cell_warms_its_group_up():
     cells = [Cell("mamba", "hf", "tiny", n, b) for n, b in ((64, 1), (16, 2), (16, 1), (32, 1))]
     cells += [Cell("mamba", "hf", "tiny", 8, dtype="bf16")]
-    assert warm_ups(cells) == {("mamba", "hf", "fp32"): cells[2], ("mamba", "hf", "bf16"): cells[4]}
+    cells += [Cell("mamba", "hf", "tiny", 32, mode="decode")]
+    assert warm_ups(cells) == {
+        ("mamba", "hf", "fp32", "prefill"): cells[2],
+        ("mamba", "hf", "bf16", "prefill"): cells[4],
+        ("mamba", "hf", "fp32", "decode"): cells[5],
+    }
 
 
 def test_the_paper_protocol_pads_and_fixes_the_runs(tmp_path):
@@ -201,3 +217,64 @@ def test_the_paper_protocol_pads_and_fixes_the_runs(tmp_path):
         )
     assert short["padded"] == 0
     assert long["padded"] == tokens.padded > 0
+
+
+@pytest.fixture(scope="module")
+def modes(tmp_path_factory):
+    """A run of decode and train, prepared with the memory of every cell."""
+    path = tmp_path_factory.mktemp("modes") / "run"
+    options = ["--arch", "mamba,llama", "--impl", "torch", "--seqlens", "8,16"]
+    create(path, *make_plan(resolved(*options, "--mode", "decode,train", "--batch", "2")))
+    events = Events()
+    Lab(path).prepare(PREPARE | {"memory": list(range(8))}, events)
+    return path, events
+
+
+def test_decode_shares_a_reference_and_train_has_one_a_length(modes):
+    path, events = modes
+    steps = [event["step"] for event in events if event["step"][0] != "memory"]
+    assert [list(step) for step in steps] == [
+        *(["reference", arch, "fp32"] for arch in ("mamba", "llama")),
+        *(["gradients", arch, "fp32", n, "2"] for n in ("8", "16") for arch in ("mamba", "llama")),
+    ]
+    assert Lab(path).tokens.shape == (2, 17)
+    again = Events()
+    Lab(path).prepare(PREPARE, again)
+    assert again == []
+
+
+def test_every_mode_is_proven_and_measured(modes):
+    path, _ = modes
+    records = round_(Lab(path)).records()
+    assert [r["status"] for r in records] == ["ok"] * 8, [r["reason"] for r in records]
+    for record in records:
+        cell, held = Cell(**record["cell"]), record["memory_bytes"]
+        assert record["parity"]["passed"]
+        assert record["parity"]["seqlen"] == cell.seqlen
+        assert all(t > 0 for t in record["time_ms"]["wall"])
+        assert record["kernels"]
+        assert (held["cache"] is not None) == (cell.mode == "decode")
+        if cell.mode == "decode":
+            assert held["peak_allocated"] > held["weights"] + held["cache"]
+        else:
+            assert held["peak_allocated"] > 2 * held["weights"]  # a gradient for each of them
+    caches = {
+        (record["cell"]["arch"], record["cell"]["seqlen"]): record["memory_bytes"]["cache"]
+        for record in records
+        if record["cell"]["mode"] == "decode"
+    }
+    assert caches["llama", 16] == 2 * caches["llama", 8]
+    assert caches["mamba", 16] == caches["mamba", 8]
+
+
+def test_a_token_that_drifts_is_never_timed(modes, monkeypatch):
+    monkeypatch.setattr(jobs, "sample", lambda *args: pytest.fail("it was timed"))
+    monkeypatch.setattr("bench.decode.DecodedToken.reset", lambda self: None)
+    lab = Lab(modes[0])
+    for index, cell in enumerate(lab.plan.cells):
+        if (cell.mode, cell.seqlen) == ("decode", 8):
+            events = Events()
+            lab.round({"round": 0, "cells": [[index, 0]]}, events)
+            (record,) = events.records()
+            assert record["status"] == "error"
+            assert record["reason"].startswith(f"parity failed at {cell.seqlen} tokens")

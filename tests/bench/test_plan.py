@@ -5,12 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.plan import (
+    MODES,
     PAPER_LENGTHS,
     Cell,
     Plan,
     PlanError,
     changed_options,
     default_lengths,
+    gradient_path,
     half_octaves,
     make_cells,
     read_plan,
@@ -109,3 +111,15 @@ def test_references_reach_as_far_as_the_cells():
     cells = [Cell("mamba", "hf", "tiny", n, batch) for n, batch in ((64, 1), (32, 4))]
     cells += [Cell("llama", "hf", "tiny", 16, dtype="bf16")]
     assert references(cells) == {("mamba", "fp32"): (64, 4), ("llama", "bf16"): (16, 1)}
+    cells = [Cell("mamba", "hf", "tiny", n, mode=mode) for n in (8, 64) for mode in MODES]
+    assert references(cells) == {("mamba", "fp32"): (65, 1)}  # the token after 64
+    assert references([cell for cell in cells if cell.mode == "train"]) == {}
+
+
+def test_modes_are_a_factor():
+    modes = ["prefill", "decode"]
+    cells = make_cells(["llama"], ["hf"], "tiny", [8, 16], [1], ["fp32"], ["eager"], modes)
+    assert [(cell.mode, cell.seqlen, cell.tokens) for cell in cells] == [
+        ("prefill", 8, 8), ("prefill", 16, 16), ("decode", 8, 9), ("decode", 16, 17),
+    ]  # fmt: skip
+    assert gradient_path("run", "llama", "fp32", 8, 2).name == "llama-fp32-train-8-b2.safetensors"

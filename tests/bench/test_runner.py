@@ -123,7 +123,7 @@ def test_dying_always_in_a_warm_up_costs_that_implementation(bench):
     records = b.round()
     found = {(r["cell"]["impl"], r["cell"]["seqlen"]): r["status"] for r in records}
     assert found == {("hf", 1): "error", ("hf", 667): "error", ("torch", 1): "ok"}
-    assert "died (signal 9) while warming up mamba hf fp32" in records[0]["reason"]
+    assert "died (signal 9) while warming up mamba hf fp32 prefill" in records[0]["reason"]
 
 
 def test_a_worker_that_never_starts_ends_the_run_with_one_line(bench, tmp_path):
@@ -179,6 +179,14 @@ def test_what_is_done_is_not_run_again(bench, tmp_path):
         file.truncate(0)
     b.round()
     assert len(b.ran()) == 6
+
+
+def test_what_turns_out_to_be_unavailable_is_not_tried_in_later_rounds(bench):
+    b = bench([1, 999])
+    b.round(0)
+    records = b.round(1)
+    found = [(r["cell"]["seqlen"], r["round"], r["status"]) for r in records]
+    assert sorted(found) == [(1, 0, "ok"), (1, 1, "ok"), (999, 0, "unavailable")]
 
 
 def test_what_workers_print_goes_to_the_log(bench):
