@@ -7,7 +7,9 @@ decode      the output and the state that is left. Calls repeat in place, each c
 """
 
 import dataclasses
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -19,7 +21,7 @@ STATES = ("state", "conv_state")  # operands that are updated in place
 LARGEST_GOLD = {
     ("forward", "cuda"): 32_768,
     ("forward", "cpu"): 2048,
-    ("backward", "cuda"): 2048,
+    ("backward", "cuda"): 1024,
     ("backward", "cpu"): 256,
     ("decode", "cuda"): 131_072,
     ("decode", "cpu"): 131_072,
@@ -74,23 +76,34 @@ def _start_backward(run, inputs):
 
 
 def truth(operator, problem, mode, dtype, device):
-    """(baseline, gold) by name: the definition in the dtype, and in float64, from the same rounded inputs."""
+    """(baselines, gold): outputs by name of PyTorch in the dtype, and of the definition in float64 on the same inputs.
+
+    PyTorch is the definition and, for gradients, transformers' own path too, the baseline of the models: it sums over
+    channels by matrix products, as users' models do, where the definition sums in a cascade that errs ten times less.
+    """
     inputs = problem.inputs(dtype, device)
     wide = {
         name: t.double() if torch.is_tensor(t) and t.is_floating_point() else t
         for name, t in inputs.items()
     }
-    public = getattr(kernels, operator)
-    run = lambda **operands: public(**operands, impl="reference")
-    return tuple(start(run, mode, operands).outputs for operands in (inputs, wide))
+    compute = lambda operands, impl: (
+        start(partial(getattr(kernels, operator), impl=impl), mode, operands).outputs
+    )
+    baselines = [compute(inputs, "reference")]
+    if mode == "backward":
+        with suppress(NotImplementedError, kernels.Unavailable):
+            baselines.append(compute(inputs, "hf"))
+    return baselines, compute(wide, "reference")
 
 
-def worst_error(outputs, baseline, gold, mode):
-    """(the largest error over its bound, "output: norm error > bound" of that one)."""
+def worst_error(outputs, baselines, gold, mode):
+    """(the largest error over its bound, "output: norm error > bound" of that one); the bound is the widest."""
     slack = 3.0 if mode == "backward" else 2.0
     found = []
     for name, actual in outputs.items():
-        for norm, (error, bound) in errors(actual, baseline[name], gold[name], slack).items():
+        judged = [errors(actual, baseline[name], gold[name], slack) for baseline in baselines]
+        for norm in judged[0]:
+            error, bound = judged[0][norm][0], max(by[norm][1] for by in judged)
             text = f"{name}: {norm} error {error:.2e}, allowed {bound:.2e}"
             found.append((error / max(bound, 1e-300), text))
     return max(found)
