@@ -141,11 +141,33 @@ def find_backward(operator, impl) -> Callable:
     return load(BACKWARD[operator][impl])
 
 
-@torch.compiler.assume_constant_result  # torch.compile need not trace imports
+class _Slot:
+    """Where the function of one address lies once it is imported."""
+
+    function = None
+
+
+_slots = {
+    address: _Slot()
+    for table in (TABLE, BACKWARD)
+    for by_impl in table.values()
+    for address in by_impl.values()
+}
+
+
 def load(address):
-    """The function at a "module:function"."""
+    """The function at a "module:function" of TABLE or BACKWARD."""
+    slot = _slots[address]
+    # torch.compile remembers what it has once looked at: there the import comes before the first look
+    if torch.compiler.is_compiling() or slot.function is None:
+        _import(address)
+    return slot.function
+
+
+@torch.compiler.assume_constant_result  # torch.compile runs it and does not trace it
+def _import(address):
     module, function = address.split(":")
-    return getattr(importlib.import_module(module), function)
+    _slots[address].function = getattr(importlib.import_module(module), function)
 
 
 @torch.compiler.assume_constant_result

@@ -118,3 +118,79 @@ class SelectiveScanProblem:
         states = (1 + self.has_initial_state) * self.batch * self.dim * self.dstate
         weights = self.dim * (self.dstate + self.has_D + self.has_bias)
         return self.batch * self.seqlen * per_token * dtype.itemsize + (states + weights) * wide
+
+    def backward_flops(self):
+        """Per state: h again (5), its gradient (3), dC, dB, d(d u) (2 each), dd and dA (5), y for dz (2).
+
+        Per element besides: softplus and its slope (5), u and d of d u (4), D (4), the gate and its slope (8).
+        """
+        scalar = 4 + 4 * self.has_D + 8 * self.has_z + 2 * self.has_bias + 5 * self.delta_softplus
+        return self.elements() * ((19 + 2 * self.has_z) * self.dstate + scalar)
+
+    def backward_exps(self):
+        """Those of the forward, recomputed once; the slopes of softplus and gate come from the same results."""
+        return self.exps()
+
+    def backward_bytes(self, dtype=torch.float32):
+        """u, delta, z, B, C and dy read once, the gradients of all operands written once; no state in between."""
+        wide = torch.promote_types(dtype, torch.float32).itemsize
+        per_token = (5 + 2 * self.has_z) * self.dim + 4 * self.ngroups * self.dstate
+        states = 2 * self.has_initial_state * self.batch * self.dim * self.dstate
+        weights = 2 * self.dim * (self.dstate + self.has_D + self.has_bias)
+        return self.batch * self.seqlen * per_token * dtype.itemsize + (states + weights) * wide
+
+
+@dataclass(frozen=True)
+class StateUpdateProblem:
+    """One token for every sequence of a batch, as in decoding; `str()` of it is its name in every table."""
+
+    batch: int = 1
+    dim: int = 1024
+    dstate: int = 16
+    ngroups: int = 1
+    has_z: bool = True
+    has_D: bool = True
+    has_bias: bool = True
+    dt_softplus: bool = True
+
+    def __str__(self):
+        return str(self._scan()).replace("-l1-", "-").removesuffix("-state")
+
+    def _scan(self):
+        """The scan of the token."""
+        return SelectiveScanProblem(
+            self.batch, 1, self.dim, self.dstate, self.ngroups, has_z=self.has_z, has_D=self.has_D,
+            has_bias=self.has_bias, delta_softplus=self.dt_softplus, has_initial_state=True,
+        )  # fmt: skip
+
+    def inputs(self, dtype=torch.float32, device="cpu", seed=0):
+        """Operands by name, for `selective_state_update(**inputs)`, which overwrites `state`.
+
+        The state is float32 (float64 if `dtype` is), as in a cache that is exact; else as in the scan.
+        """
+        scan = self._scan().inputs(dtype, device, seed)
+        token = lambda t: None if t is None else t[..., 0].contiguous()
+        return {
+            "state": scan["initial_state"],
+            "x": token(scan["u"]),
+            "dt": token(scan["delta"]),
+            "A": scan["A"],
+            "B": token(scan["B"]),
+            "C": token(scan["C"]),
+            "D": scan["D"],
+            "z": token(scan["z"]),
+            "dt_bias": scan["delta_bias"],
+            "dt_softplus": self.dt_softplus,
+        }
+
+    def flops(self):
+        """As one token of the scan."""
+        return self._scan().flops()
+
+    def exps(self):
+        """As one token of the scan."""
+        return self._scan().exps()
+
+    def bytes(self, dtype=torch.float32):
+        """The state read and written once; every other operand read once, y written once."""
+        return self._scan().bytes(dtype)

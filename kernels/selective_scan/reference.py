@@ -53,10 +53,8 @@ def _recur(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, r
     dtype = torch.promote_types(u.dtype, torch.float32)
     to = lambda t: None if t is None else t.to(dtype)
     x, delta, A, D, z, delta_bias = (to(t) for t in (u, delta, A, D, z, delta_bias))
-    batch, dim, seqlen = x.shape
+    batch, dim, _ = x.shape
     per_group = dim // B.shape[1]
-    at = lambda t, i: to(t[..., i]).repeat_interleave(per_group, dim=1)  # (batch, dim, dstate)
-
     if delta_bias is not None:
         delta = delta + delta_bias[:, None]
     if delta_softplus:
@@ -64,11 +62,12 @@ def _recur(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, r
 
     h = x.new_zeros(batch, dim, A.shape[1]) if initial_state is None else to(initial_state)
     ys, states = [], []
-    for t in range(seqlen):
-        d = delta[:, :, t, None]
-        h = torch.exp(d * A) * h + d * x[:, :, t, None] * at(B, t)
-        ys.append((h * at(C, t)).sum(-1))
-        if return_states and (t + 1) % return_states == 0:
+    # tokens by unbind: the gradient of a slice would be as large as the whole sequence
+    for d, x_t, *rows in zip(*(t.unbind(-1) for t in (delta, x, B, C)), strict=True):
+        B_t, C_t = (to(row).repeat_interleave(per_group, dim=1) for row in rows)
+        h = torch.exp(d[..., None] * A) * h + (d * x_t)[..., None] * B_t
+        ys.append((h * C_t).sum(-1))
+        if return_states and len(ys) % return_states == 0:
             states.append(h)
     # stacked along the axis that is outer in memory, so that y has the layout of u
     y = torch.stack(ys, 1).transpose(1, 2) if is_token_major(u) else torch.stack(ys, 2)

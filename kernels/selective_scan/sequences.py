@@ -1,6 +1,7 @@
 """Packed sequences and the reverse direction for scans that know only whole sequences from left to right."""
 
 import functools
+import itertools
 
 import torch
 
@@ -8,7 +9,7 @@ from kernels.layout import laid_out_like
 
 
 def any_sequences(plain):
-    """Extend `plain(u, …, initial_state, return_states)` by `cu_seqlens` and `reverse`, as `selective_scan_ref` has them.
+    """Extend `plain(u, …, initial_state, return_states)` by `cu_seqlens` and `reverse` of `selective_scan_ref`.
 
     Packed sequences run one after the other; a reverse scan runs on flipped copies.
     """
@@ -46,24 +47,27 @@ def _one_by_one(plain, tokens, weights, initial_state, cu_seqlens, return_states
     u, A = tokens["u"], weights["A"]
     wide = torch.promote_types(u.dtype, torch.float32)
     ys, last_states, states = [], [], [u.new_empty(1, 0, *A.shape, dtype=wide)]
-    bounds = cu_seqlens.tolist()
-    for i, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
-        first = None if initial_state is None else initial_state[i : i + 1]
-        if start == end:
-            last_states.append(
-                u.new_zeros(1, *A.shape, dtype=wide) if first is None else first.to(wide)
+    for i, (start, end) in enumerate(itertools.pairwise(cu_seqlens.tolist())):
+        state = None if initial_state is None else initial_state[i : i + 1]
+        for first, stop in _cut(start, end, return_states):
+            piece = {name: None if t is None else t[..., first:stop] for name, t in tokens.items()}
+            y, state, kept = plain(
+                **piece, **weights, initial_state=state, return_states=return_states
             )
-            continue
-        piece = {name: None if t is None else t[..., start:end] for name, t in tokens.items()}
-        found = plain(
-            **piece, **weights, initial_state=first, return_states=1 if return_states else 0
-        )
-        for kept, part in zip((ys, last_states, states), found, strict=True):
-            kept.append(part)
+            ys.append(y)
+            if return_states:
+                short = stop - first < return_states
+                states.append(state[:, None] if short and stop % return_states == 0 else kept)
+        last_states.append(u.new_zeros(1, *A.shape) if state is None else state)
     y = laid_out_like(u, torch.cat(ys, 2))
-    if not return_states:
-        return y, torch.cat(last_states), None
-    return y, torch.cat(last_states), torch.cat(states, 1)[:, return_states - 1 :: return_states]
+    last_state = torch.cat([state.to(wide) for state in last_states])
+    return y, last_state, torch.cat(states, 1) if return_states else None
+
+
+def _cut(start, end, every):
+    """The pieces of a sequence from `start` to `end`: where states are kept, the second starts at a multiple."""
+    cut = min(end, start + -start % every) if every else start
+    return [(first, stop) for first, stop in ((start, cut), (cut, end)) if first < stop]
 
 
 def _flip(t, axis):

@@ -2,62 +2,24 @@
 
 import dataclasses
 import functools
-import importlib
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels.implementations import interpreted, recording
 from kernels.selective_scan.op import selective_scan
-from kernels.selective_scan.portable import scan_blocks
 from kernels.selective_scan.problem import SelectiveScanProblem as Problem
-from kernels.selective_scan.reference import selective_scan_ref
-from tests.tolerance import assert_as_accurate
+from tests.kernels.scans import (
+    DTYPES,
+    OURS,
+    PROBLEMS,
+    assert_defined,
+    home,
+    impls_and_dtypes,
+    triton_in_segments,
+)
 
 pytestmark = pytest.mark.usefixtures("poison_uninitialised_memory")
-
-PROBLEMS = [
-    Problem(2, 17, 40, 16, has_initial_state=True),  # everything, one token past a tile and a chunk
-    Problem(1, 1, 3, 1),  # one token, one state
-    Problem(1, 2, 7, 5, has_z=False),  # odd channels and states, fewer tokens than are loaded ahead
-    Problem(2, 9, 24, 6, ngroups=3, has_D=False),
-    Problem(1, 7, 21, 16, ngroups=3, layout="time_last", has_bias=False),
-    Problem(
-        1, 6, 5, 40, delta_softplus=False, has_initial_state=True
-    ),  # more states than registers
-    Problem(1, 4, 4, 64, layout="time_last", has_bias=False, has_D=False, has_z=False),
-]
-OURS = ["torch", "cpu", "triton"]
-# Triton's interpreter truncates float32 to bfloat16 where a GPU rounds: bfloat16 is proven on a GPU
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
-
-def impls_and_dtypes():
-    for impl in OURS:
-        for dtype in DTYPES:
-            marks = [pytest.mark.gpu] if (impl, dtype) == ("triton", torch.bfloat16) else []
-            yield pytest.param(impl, dtype, id=f"{impl}-{str(dtype)[6:]}", marks=marks)
-    for impl in ("torch", "cpu"):
-        yield pytest.param(impl, torch.float64, id=f"{impl}-float64")
-
-
-def home(impl, device):
-    return "cpu" if impl == "cpu" else device
-
-
-def definition(inputs):
-    """(gold, baseline): the reference in float64 and in the dtype of the inputs; each (y, last_state)."""
-    wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
-    return selective_scan_ref(**wide), selective_scan_ref(**inputs)
-
-
-def assert_defined(inputs, actual):
-    """`actual` = (y, last_state) is as accurate as the reference."""
-    for name, a, baseline, gold in zip(
-        ("y", "last_state"), actual, *reversed(definition(inputs)), strict=True
-    ):
-        assert_as_accurate(name, a, baseline, gold)
 
 
 @pytest.mark.parametrize(("impl", "dtype"), list(impls_and_dtypes()))
@@ -72,24 +34,8 @@ def test_accuracy(problem, impl, dtype, device):
 @pytest.mark.parametrize("segments", [2, 3])
 @pytest.mark.parametrize("problem", [PROBLEMS[0], PROBLEMS[3], PROBLEMS[5]], ids=str)
 def test_split_sequence(problem, segments, device):
-    assert_defined(problem.inputs(device=device), triton_in_segments(problem, segments, device))
-
-
-def triton_in_segments(problem, segments, device, **changed):
-    forward = importlib.import_module("kernels.selective_scan.forward")
-    inputs = problem.inputs(device=device) | changed
-    y, last_state, launches = forward.plan(**inputs, segments=segments)
-    forward.run(launches, inputs["u"])
-    return y, last_state
-
-
-def test_number_of_segments():
-    choose = importlib.import_module("kernels.selective_scan.forward").choose_segments
-    assert choose(programs=5000, seqlen=2048, sm_count=132) == 1  # the machine is full
-    assert choose(programs=16, seqlen=1, sm_count=132) == 1  # nothing to cut
-    assert choose(programs=16, seqlen=2048, sm_count=132) == 64  # limited by the length
-    assert choose(programs=16, seqlen=131072, sm_count=132) == 66  # limited by the machine
-    assert choose(programs=16, seqlen=2048, sm_count=0) == 1  # no GPU
+    inputs = problem.inputs(device=device)
+    assert_defined(inputs, triton_in_segments(inputs, segments))
 
 
 @pytest.mark.parametrize("impl", OURS)
@@ -138,7 +84,7 @@ def test_the_future_does_not_change_the_past(impl, name, device):
     changed = inputs[name].clone()
     changed[..., 9] += 1
     if impl == "split":
-        run = lambda **operands: triton_in_segments(problem, 3, device, **operands)[0]
+        run = lambda **operands: triton_in_segments(inputs | operands, 3)[0]
     else:
         run = lambda **operands: selective_scan(**(inputs | operands), impl=impl)
     before, after = run(), run(**{name: changed})
@@ -199,123 +145,6 @@ def test_operands_of_other_dtypes(impl, dtype, device):
     assert_defined(inputs, selective_scan(**inputs, return_last_state=True, impl=impl))
 
 
-class NewTensors(TorchDispatchMode):
-    """Records the element counts of all memory that operations allocate."""
-
-    def __init__(self):
-        super().__init__()
-        self.sizes, self._seen = [], {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        known = {
-            t.untyped_storage()._cdata
-            for t in torch.utils._pytree.tree_leaves((args, kwargs))
-            if isinstance(t, torch.Tensor)
-        }
-        for t in torch.utils._pytree.tree_leaves(result):
-            if isinstance(t, torch.Tensor) and t.untyped_storage()._cdata not in known:
-                self.sizes.append(t.untyped_storage().nbytes() // t.element_size())
-        return result
-
-
-def test_cpu_reads_views_in_place():
-    problem = Problem(2, 64, 96, 8)
-    inputs = problem.inputs()
-    with NewTensors() as new:
-        selective_scan(**inputs, impl="cpu")
-    assert sorted(new.sizes)[-1] == problem.elements()  # y
-    assert sorted(new.sizes)[-2] <= problem.batch * problem.dim * problem.dstate  # the last state
-
-
-def test_triton_reads_views_in_place(device):
-    plan = importlib.import_module("kernels.selective_scan.forward").plan
-    inputs = Problem(2, 64, 96, 8).inputs(device=device)
-    y, _, [(_, _, args)] = plan(**inputs, segments=1)
-    for name in ("u", "delta", "B", "C", "z"):
-        assert args[f"{name}_ptr"].data_ptr() == inputs[name].data_ptr(), name
-    assert args["y_ptr"] is y
-
-
-def test_torch_holds_one_block_of_states():
-    problem = Problem(1, 64, 32, 16)
-    inputs = problem.inputs()
-    with NewTensors() as new:
-        selective_scan(**inputs, impl="torch")
-    assert max(new.sizes) <= 16 * problem.dim * problem.dstate
-
-
-OPERANDS = ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"]
-
-
-def leaves(inputs):
-    return [inputs[name].requires_grad_() for name in OPERANDS if inputs[name] is not None]
-
-
-@pytest.mark.parametrize("chunks", [1, 2, 32])
-@pytest.mark.parametrize(
-    "problem",
-    [
-        Problem(2, 35, 12, 4, ngroups=2, has_initial_state=True),
-        Problem(1, 5, 6, 3, layout="time_last", has_z=False, has_D=False, has_bias=False),
-    ],
-    ids=str,
-)
-def test_gradients_of_torch(problem, chunks):
-    def gradients(scan, inputs):
-        y, last_state = scan(**inputs)
-        gen = torch.Generator().manual_seed(1)
-        dy, dlast = (torch.randn(t.shape, generator=gen).to(t.dtype) for t in (y, last_state))
-        return torch.autograd.grad([y, last_state], leaves(inputs), [dy, dlast])
-
-    def inputs(wide=False):
-        found = problem.inputs()
-        if wide:
-            return {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in found.items()}
-        return found
-
-    first = inputs()
-    leaves(first)
-    blocks = functools.partial(scan_blocks, chunks=chunks)
-    assert_defined_in_blocks(inputs(), blocks)
-    actual = gradients(blocks, first)
-    wide, same = inputs(wide=True), inputs()
-    leaves(wide), leaves(same)
-    for name, *three in zip(
-        [n for n in OPERANDS if first[n] is not None],
-        actual, gradients(selective_scan_ref, same), gradients(selective_scan_ref, wide),
-        strict=True,
-    ):  # fmt: skip
-        assert_as_accurate(f"d{name}", *three, slack=3.0)
-
-
-def assert_defined_in_blocks(inputs, blocks):
-    with torch.no_grad():
-        assert_defined(inputs, blocks(**inputs))
-
-
-def test_gradcheck_of_the_reference():
-    problem = Problem(1, 3, 4, 2, ngroups=2, has_initial_state=True)
-    inputs = problem.inputs(torch.float64)
-    operands = [inputs[name].requires_grad_() for name in OPERANDS]
-
-    def scan(*operands):
-        named = dict(zip(OPERANDS, operands, strict=True))
-        return selective_scan_ref(**named, delta_softplus=True)
-
-    assert torch.autograd.gradcheck(scan, operands)
-
-
-@pytest.mark.parametrize("impl", ["cpu", "triton"])
-def test_without_backward_a_gradient_is_refused(impl, device):
-    inputs = Problem(1, 2, 4, 2).inputs(device=home(impl, device))
-    inputs["A"].requires_grad_()
-    with pytest.raises(NotImplementedError, match="no backward"):
-        selective_scan(**inputs, impl=impl)
-    with torch.no_grad():
-        selective_scan(**inputs, impl=impl)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_hf_is_the_stock_function(dtype, monkeypatch):
     """Bit for bit, and still so when a kernel package has put its own function in the place."""
@@ -342,14 +171,19 @@ def test_hf_is_the_stock_function(dtype, monkeypatch):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"has_initial_state": True}, "initial_state"),
-        ({"ngroups": 2}, "one group"),
+        ({"has_initial_state": True}, "initial_state.*impl='torch'"),
+        ({"ngroups": 2}, "one group.*impl='torch'"),
     ],
 )
 def test_hf_says_what_it_cannot_do(changed, message):
     problem = dataclasses.replace(Problem(1, 2, 4, 2), **changed)
     with pytest.raises(NotImplementedError, match=message):
         selective_scan(**problem.inputs(), impl="hf")
+
+
+def test_hf_has_no_states_in_between():
+    with pytest.raises(NotImplementedError, match=r"return_states.*impl='torch'"):
+        selective_scan(**Problem(1, 2, 4, 2).inputs(), return_states=3, impl="hf")
 
 
 def test_triton_says_that_it_has_no_float64(device):
@@ -397,6 +231,9 @@ X = torch.zeros(2, 8, 3)
         ({"delta_softplus": 1}, TypeError, "delta_softplus must be True or False"),
         ({"initial_state": torch.zeros(2, 4, 8)}, ValueError, "initial_state must have shape"),
         ({"initial_state": torch.zeros(2, 8, 4).half()}, TypeError, "initial_state must be one of"),
+        ({"reverse": 1}, TypeError, "reverse must be True or False"),
+        ({"return_states": 0}, ValueError, "return_states must be None or every how many"),
+        ({"return_states": 2.0}, ValueError, "return_states must be None or every how many"),
         ({"impl": "fast"}, ValueError, "impl must be one of"),
     ],
 )
@@ -426,19 +263,6 @@ def test_cpu_uses_the_threads_of_torch():
         assert numba.get_num_threads() == 1
     finally:
         torch.set_num_threads(threads)
-
-
-def test_problem_costs():
-    problem = Problem(batch=2, seqlen=10, dim=8, dstate=4)
-    assert problem.elements() == 160
-    assert problem.exps() == 160 * (4 + 2 + 2)
-    assert problem.flops() == 160 * (7 * 4 + 11)
-    states = 2 * 8 * 4
-    assert problem.bytes(torch.bfloat16) == 2 * (20 * (4 * 8 + 2 * 4)) + 4 * (states + 8 * 6)
-    assert str(problem) == "b2-l10-d8-n4"
-    assert len({str(p) for p in PROBLEMS}) == len(PROBLEMS)
-    with pytest.raises(ValueError, match="layout"):
-        Problem(layout="rows")
 
 
 @pytest.mark.gpu
