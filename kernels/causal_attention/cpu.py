@@ -3,10 +3,12 @@
 import torch
 
 from kernels.causal_attention.sdpa import log_sum_exp, mask
+from kernels.causal_attention.sequences import packed
 from kernels.implementations import note
 from kernels.layout import laid_out_like
 
 
+@packed
 def causal_attention_cpu(q, k, v, softmax_scale, return_lse):
     """Operands and results as `causal_attention_ref`. Grouped heads are read in place.
 

@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import torch
 
+from kernels.causal_attention.sequences import packed
 from kernels.implementations import note
 
 
+@packed
 def causal_attention_hf(q, k, v, softmax_scale, return_lse):
     """Operands and results as `causal_attention_ref`, in transformers' arithmetic; there is no lse."""
     from transformers.models.llama.modeling_llama import eager_attention_forward

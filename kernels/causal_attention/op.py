@@ -1,11 +1,16 @@
 """The public operator `causal_attention`: checks, then the implementation that the caller named."""
 
+import torch
+
 from kernels import checks
-from kernels.implementations import find
+from kernels.causal_attention import autograd
+from kernels.implementations import BACKWARD, find
 from profiles.ranges import annotate
 
 
-def causal_attention(q, k, v, softmax_scale=None, return_lse=False, *, impl="triton"):
+def causal_attention(
+    q, k, v, softmax_scale=None, return_lse=False, *, cu_seqlens=None, impl="triton"
+):
     """o = softmax(softmax_scale q k' + causal mask) v, head by head.
 
     Args:
@@ -14,10 +19,13 @@ def causal_attention(q, k, v, softmax_scale=None, return_lse=False, *, impl="tri
             query head h reads key head h // (nheads // nheads_kv).
         softmax_scale: factor of the scores; headdim**-0.5 if None.
         return_lse: also return the log-sum-exp of the scores.
+        cu_seqlens: int32 (n + 1,), bounds of n sequences packed along seqlen with batch 1 and seqlen_q == seqlen_k:
+            none sees another, and they may be empty.
         impl: triton, cuda, torch, cpu, hf or reference.
 
     seqlen_q <= seqlen_k and the mask is aligned bottom-right: the last query sees every key, as in decoding and
     chunked prefill. float32 is computed as float32, unless `torch.backends.cuda.matmul.allow_tf32` allows TF32.
+    Differentiable in q, k and v, through o and through lse.
 
     Returns:
         o (batch, nheads, seqlen_q, headdim) in the dtype of `q`, in memory (batch, seqlen_q, nheads, headdim) if q
@@ -45,6 +53,11 @@ def causal_attention(q, k, v, softmax_scale=None, return_lse=False, *, impl="tri
             f"k must have at least as many tokens as q, got {seqlen_k} for {seqlen_q}: "
             "the first queries would see no key"
         )
+    if cu_seqlens is not None and seqlen_q != seqlen_k:
+        raise ValueError(
+            f"cu_seqlens needs as many keys as queries, got {seqlen_k} tokens in k for {seqlen_q} in q"
+        )
+    checks.check_cu_seqlens(cu_seqlens, q, seqlen_q)
     if softmax_scale is None:
         softmax_scale = headdim**-0.5
     checks.check_scale("softmax_scale", softmax_scale)
@@ -52,6 +65,9 @@ def causal_attention(q, k, v, softmax_scale=None, return_lse=False, *, impl="tri
         # fused kernels, torch's too, mask and take the maximum before they scale: the scale must keep the order
         q, softmax_scale = q * (-1.0 if softmax_scale < 0 else 0.0), abs(softmax_scale) or 1.0
     compute = find("causal_attention", impl, q.device)
+    differentiate = checks.wants_gradient(q, k, v)
+    if impl in BACKWARD["causal_attention"] and (differentiate or torch.compiler.is_compiling()):
+        compute = autograd.registered(impl)
     with annotate("op/causal_attention", payload=seqlen_k):
-        o, lse = compute(q, k, v, softmax_scale, return_lse)
+        o, lse = compute(q, k, v, float(softmax_scale), return_lse, cu_seqlens)
     return (o, lse) if return_lse else o

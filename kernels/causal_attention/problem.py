@@ -7,6 +7,8 @@ import torch
 
 @dataclass(frozen=True)
 class CausalAttentionProblem:
+    """One attention; `str()` of it is its name in every table. Decoding is seqlen_q=1."""
+
     batch: int = 1
     nheads: int = 8
     seqlen: int = 2048  # of the keys
@@ -44,13 +46,28 @@ class CausalAttentionProblem:
         return 4 * self.headdim * self._scores()
 
     def bytes(self, dtype):
-        """q, k and v read once and o written once."""
+        """q, k and v read once and o written once; with seqlen_q = 1, decoding, that is the cache and little else."""
         queries, keys = self.seqlen_q or self.seqlen, self.seqlen
         heads = 2 * self.nheads * queries + 2 * (self.nheads_kv or self.nheads) * keys
         return self.batch * heads * self.headdim * dtype.itemsize
 
     def exps(self):
         """Results of the exponential unit: one per score that the mask keeps."""
+        return self._scores()
+
+    def backward_flops(self):
+        """Five products: the scores again, dp = do v', dv, dq and dk. A kernel that forms some twice does more."""
+        return 10 * self.headdim * self._scores()
+
+    def backward_bytes(self, dtype):
+        """q, k, v, o, do and lse (float32) read once, dq, dk and dv written once; no gradient of lse."""
+        queries, keys = self.seqlen_q or self.seqlen, self.seqlen
+        heads = 4 * self.nheads * queries + 4 * (self.nheads_kv or self.nheads) * keys
+        lse = 4 * self.nheads * queries
+        return self.batch * (heads * self.headdim * dtype.itemsize + lse)
+
+    def backward_exps(self):
+        """Results of the exponential unit: the probability of every score is formed again, once."""
         return self._scores()
 
     def _scores(self):

@@ -7,12 +7,14 @@ The mask is aligned bottom-right: the last query sees every key.
 
 import torch
 
+from kernels.causal_attention.sequences import packed
 from kernels.implementations import note
 from kernels.layout import laid_out_like
 
 BLOCK = 128  # query rows at a time: memory is BLOCK x seqlen_k, so whole models can be checked at long lengths
 
 
+@packed
 def causal_attention_ref(q, k, v, softmax_scale=None, return_lse=True):
     """Exact softmax over all keys that a query may see, in at least float32, rounded once at the end.
 
@@ -22,6 +24,7 @@ def causal_attention_ref(q, k, v, softmax_scale=None, return_lse=True):
             key head h // (nheads // nheads_kv). seqlen_q <= seqlen_k.
         softmax_scale: factor of the scores; headdim**-0.5 if None.
         return_lse: this form always returns it.
+        cu_seqlens: bounds of packed sequences, each computed for itself.
 
     Returns:
         o, shape and dtype of `q`, and lse (batch, nheads, seqlen_q), the natural logarithm of the row sums of
