@@ -15,7 +15,7 @@ from kernels.implementations import TABLE, find_backward, load
 from kernels.layout import dense_like, empty_like
 
 OPAQUE = ("triton", "cpu")  # implementations that are registered
-CHECKPOINT = 64  # tokens between the states that a backward starts from
+CHECKPOINT = 32  # tokens between the states that a backward starts from
 
 
 def registered(impl, differentiate):
@@ -56,8 +56,12 @@ def _(
     batch, dim, seqlen = u.shape
     sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
     new = functools.partial(u.new_empty, dtype=torch.promote_types(u.dtype, torch.float32))
-    states = (batch, seqlen // return_states, dim, A.shape[1]) if return_states else (0,)
-    return empty_like(u), new(sequences, dim, A.shape[1]), new(states)
+    last_state = new(sequences, dim, A.shape[1])
+    if not return_states:
+        return empty_like(u), last_state, new(0)
+    # channels inside, as kernels hold them
+    states = new(batch, seqlen // return_states, A.shape[1], dim).transpose(2, 3)
+    return empty_like(u), last_state, states
 
 
 @torch.library.custom_op("crossover::selective_scan_backward", mutates_args=())
@@ -102,7 +106,7 @@ def _save(ctx, inputs, output):
 
 
 def _differentiate(ctx, dy, dlast_state, dstates):
-    if dstates is not None:
+    if dstates is not None and dstates.numel():
         raise NotImplementedError(
             f"selective_scan: impl {ctx.options[-1]!r} has no gradient through the states of return_states; "
             "use impl='torch'"
