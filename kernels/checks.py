@@ -35,11 +35,11 @@ def wants_gradient(*tensors):
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def check_no_gradient(operator, impl, *tensors):
+def check_no_gradient(operator, impl, *tensors, remedy="use impl='torch'"):
     """Refuse to cut the graph silently where an implementation has no backward."""
     if wants_gradient(*tensors):
         raise NotImplementedError(
-            f"{operator}: impl {impl!r} has no backward yet; use impl='torch', or call it under torch.no_grad()"
+            f"{operator}: impl {impl!r} has no backward; {remedy}, or call it under torch.no_grad()"
         )
 
 

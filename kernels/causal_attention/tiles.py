@@ -8,7 +8,8 @@ import triton
 
 from kernels.implementations import interpreted
 
-GENERATIONS = {8: "sm_80", 9: "sm_90", 10: "sm_100"}
+# AMD's matrix units are not asynchronous either: its GPUs take the tiles of the oldest generation
+TARGETS = {"sm_80": 8, "sm_90": 9, "sm_100": 10, "gfx942": 8}
 # of rows that programs may share: half the L2 cache of an A100, H100 or H200
 L2_BYTES = 24 * 2**20
 
@@ -86,13 +87,14 @@ def static_cases_of(kernel, name, tables, operands, scalars, packed=None):
     packed: {argument: type} that a case of packed sequences has besides; one such is listed, of headdim 128.
     """
     unaligned = [n for n, t in scalars.items() if t == "i32" and "seqlen" not in n]
-    for major, target in GENERATIONS.items():
+    for target, major in TARGETS.items():
         for dtype, short in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
             for headdim in tables[dtype == torch.float32][major]:
                 signature = dict.fromkeys(kernel.arg_names, "constexpr") | scalars
                 tile = tile_of(tables, dtype, headdim, major)
                 constexprs = {"HEADDIM": headdim}
-                constexprs["PRECISION"] = "ieee" if short == "bf16" else "tf32x3"
+                exact = short == "bf16" or target == "gfx942"
+                constexprs["PRECISION"] = "ieee" if exact else "tf32x3"
                 for operand in operands:
                     signature[f"{operand}_ptr"] = f"*{short}"
                     signature[f"{operand}_strides"] = ("i32", "i32", "i32", "constexpr")

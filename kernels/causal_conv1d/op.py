@@ -89,7 +89,8 @@ def causal_conv1d_update(x, conv_state, weight, bias=None, activation=None, *, i
         raise ValueError(
             f"conv_state must hold at least {width - 1} inputs, got {conv_state.shape[2]}"
         )
-    check_no_gradient("causal_conv1d_update", impl, x, conv_state, weight, bias)
+    operands = (x, conv_state, weight, bias)
+    check_no_gradient("causal_conv1d_update", impl, *operands, remedy="use causal_conv1d")
 
     update = find("causal_conv1d_update", impl, x.device)
     if impl in autograd.OPAQUE and torch.compiler.is_compiling():

@@ -165,7 +165,8 @@ def selective_state_update(
         check_tensor("z", z, x.shape, like=x)
     if not isinstance(dt_softplus, bool):
         raise TypeError(f"dt_softplus must be True or False, got {dt_softplus!r}")
-    check_no_gradient("selective_state_update", impl, state, x, dt, A, B, C, D, z, dt_bias)
+    operands = (state, x, dt, A, B, C, D, z, dt_bias)
+    check_no_gradient("selective_state_update", impl, *operands, remedy="use selective_scan")
 
     update = find("selective_state_update", impl, x.device)
     if impl in autograd.OPAQUE and torch.compiler.is_compiling():
