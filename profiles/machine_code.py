@@ -62,7 +62,14 @@ class MachineCode:
 
     @property
     def main_loop(self):
-        """The largest innermost loop: {opcode: count}; empty if the code has no loop."""
+        """{opcode: count} of the largest innermost loop; empty if the code has no loop.
+
+        With tensor-core instructions, the smallest of the loops that have most of them: it is the one without masks.
+        """
+        matrix = max(map(_matrix, self.innermost_loops), default=0)
+        if matrix:
+            loops = [loop for loop in self.innermost_loops if _matrix(loop) == matrix]
+            return min(loops, key=Counter.total)
         return max(self.innermost_loops, key=Counter.total, default=Counter())
 
     @property
@@ -72,9 +79,7 @@ class MachineCode:
 
     @property
     def tensor_core_instructions(self):
-        return sum(
-            n for op, n in self.main_loop.items() if op in TENSOR_CORE or op.startswith(MATRIX_AMD)
-        )
+        return _matrix(self.main_loop)
 
     @property
     def float_atomics(self):
@@ -105,6 +110,10 @@ class MachineCode:
             if to and int(to.group(1), 16) < at:
                 loops.append((int(to.group(1), 16), at))
         return loops
+
+
+def _matrix(loop):
+    return sum(n for op, n in loop.items() if op in TENSOR_CORE or op.startswith(MATRIX_AMD))
 
 
 def _mma_flops(opcode, operands):

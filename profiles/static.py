@@ -7,10 +7,10 @@
 
 The operators list their default configurations (`static_cases` in `forward.py`, `backward.py` and `decode.py`). They
 are compiled for the target and disassembled with the cuobjdump that Triton brings. The main loop is the largest
-innermost one, or all of a kernel without loops. Its instructions are issue slots (one instruction of one warp), given
-per 32 units of the work that a trip does, beside the clocks of a scheduler that they take at least: on issuing, on
-the exponential unit, on the tensor core. The largest is the bound (profiles/limits.py says how). A binary does not tell
-how much work a trip does: there the counts are those of a trip.
+innermost one (with tensor cores, the one without masks), or all of a kernel without loops. Its instructions are issue
+slots (one instruction of one warp), given per 32 units of the work that a trip does, beside the clocks of a scheduler
+that they take at least: on issuing, on the exponential unit, on the tensor core. The largest is the bound
+(profiles/limits.py says how). A binary does not tell how much work a trip does: there the counts are those of a trip.
 """
 
 import argparse

@@ -39,6 +39,7 @@ def kernels(request):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_no_kernel_spills_or_adds_to_memory(kernels):
     stages = {kernel["name"].split("-")[0] for kernel in kernels}
     assert stages == {"causal_conv1d_fwd", "causal_conv1d_bwd", "causal_conv1d_update"}
@@ -48,6 +49,7 @@ def test_no_kernel_spills_or_adds_to_memory(kernels):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_tokens_move_in_wide_pieces(kernels):
     for kernel in kernels:
         if kernel["name"].startswith("causal_conv1d_fwd"):
@@ -61,6 +63,7 @@ def test_tokens_move_in_wide_pieces(kernels):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_backward_is_near_the_bandwidth(kernels):
     """An H200 issues 42 warp instructions while the 6 bytes of 32 bf16 elements (x, dy, dx) pass at 4.8 TB/s."""
     for kernel in kernels:

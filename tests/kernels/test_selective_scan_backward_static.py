@@ -69,6 +69,7 @@ def compiled(request):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "compiled", [["sm_80", "split"], ["sm_90"], ["sm_100", "split"]], indirect=True
 )
@@ -82,6 +83,7 @@ def test_loops_over_tokens_do_not_spill(compiled):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("compiled", [["sm_90"]], indirect=True)
 def test_issue_slots_per_token_and_32_channels(compiled):
     """dstate 16, all kernels, every trip of every loop counted."""

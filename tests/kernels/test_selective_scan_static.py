@@ -47,6 +47,7 @@ def compiled(request):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("compiled", ["sm_80", "sm_90", "sm_100"], indirect=True)
 def test_no_default_configuration_spills(compiled):
     assert len(compiled) == 14
@@ -56,6 +57,7 @@ def test_no_default_configuration_spills(compiled):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("compiled", ["sm_90"], indirect=True)
 def test_issue_slots_per_token_and_32_channels(compiled):
     """dstate 16: one pass within 130, the two passes of a split sequence within 240."""
@@ -71,6 +73,7 @@ def test_issue_slots_per_token_and_32_channels(compiled):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("compiled", ["sm_90"], indirect=True)
 def test_the_loop_stays_in_its_registers(compiled):
     """No shuffle, barrier or shared memory, and no exponential more than the definition asks for."""
@@ -85,6 +88,7 @@ def test_the_loop_stays_in_its_registers(compiled):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("compiled", ["sm_90"], indirect=True)
 def test_an_update_moves_states_in_full_width(compiled):
     """16 bytes a lane, each state once in and once out, whichever axis of the states is dense."""

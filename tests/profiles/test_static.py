@@ -91,6 +91,13 @@ def test_the_main_loop_is_the_largest_innermost_one():
     assert code.main_loop == Counter({"LDG": 1, "FFMA": 1, "BRA": 1})
 
 
+def test_with_tensor_cores_it_is_the_one_without_masks():
+    masked = [("HMMA", ".16816.F32"), ("ISETP", ""), ("FSEL", ""), ("BRA", " 0x40")]
+    code = compiled(("MOV", ""), ("HMMA", ".16816.F32"), ("FFMA", ""), ("BRA", " 0x10"), *masked)
+    assert code.main_loop == Counter({"HMMA": 1, "FFMA": 1, "BRA": 1})
+    assert code.tensor_core_instructions == 1
+
+
 def test_spills_are_moves_to_local_memory():
     assert compiled(("STL", ""), ("LDL", ""), ("STG", "")).spills == 2
 
