@@ -113,10 +113,10 @@ def result_table(rows):
     return table
 
 
-def markdown(rows, peaks):
+def markdown(rows, peaks, title="Operators alone"):
     """The same in Markdown, with what is absent and what the machine can do."""
     head = columns(rows)
-    lines = ["# Operators alone", "", _line(head)]
+    lines = [f"# {title}", "", _line(head)]
     lines.append(_line(["---" if column in LEFT else "---:" for column in head]))
     lines += [_line(cells) for cells in (_cells(rows, row) for row in rows) if cells]
     lines += ["", *(f"- {', '.join(names)}: {why}" for why, names in absences(rows).items())]

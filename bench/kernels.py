@@ -41,7 +41,7 @@ from bench.kernel_table import (
     result_table,
     share_of_floor,
 )
-from bench.machine import measure_peaks
+from bench.machine import describe, measure_peaks
 from bench.plan import PlanError
 from bench.records import Appender, one_line
 from kernels.implementations import Unavailable, interpreted, recording
@@ -261,7 +261,10 @@ def main(argv=None):
     if args.out:
         from bench import kernel_figure  # matplotlib takes a second
 
-        (Path(args.out) / "kernels.md").write_text(markdown(rows, peaks), encoding="utf-8")
+        machine = describe(device, peaks=False)
+        name = machine["gpu"]["name"] if machine["gpu"] else machine["cpu"]
+        title = f"Operators alone: {name}, revision {machine['git']['revision']}"
+        (Path(args.out) / "kernels.md").write_text(markdown(rows, peaks, title), encoding="utf-8")
         for path in ("kernels.md", *kernel_figure.write(rows, Path(args.out))):
             console.print(f"wrote {Path(args.out) / path}", soft_wrap=True)
     return 0
