@@ -10,6 +10,8 @@ Per channel and state, with a_t = exp(d_t A), dy'_t = dy_t silu(z_t), and g_t th
     ddelta_t = dd_t sigmoid(delta_t + delta_bias)            ddelta_bias = sum_t ddelta_t
     dz_t = dy_t (<h_t, C_t> + D u_t) silu'(z_t)
 
+(`cpu_backward.py` computes the same.)
+
 The forward kept every CHECKPOINT-th state. A program takes the segments between them from the last to the first: it
 runs forward through a segment and stores the state before each chunk of TOKENS in a scratch memory that stays in the
 second-level cache; then, chunk by chunk backwards and state by state, it recomputes the few states of the chunk into
@@ -31,8 +33,9 @@ import triton
 
 from kernels.implementations import interpreted, note
 from kernels.layout import dense_like, is_token_major
+from kernels.selective_scan.adjoint import adjoint_kernel
 from kernels.selective_scan.autograd import CHECKPOINT
-from kernels.selective_scan.backward_kernels import adjoint_kernel, selective_scan_bwd_kernel
+from kernels.selective_scan.backward_kernels import selective_scan_bwd_kernel
 from kernels.selective_scan.forward import (
     CARRY,
     MAX_STATES,

@@ -5,8 +5,7 @@ import triton
 import triton.language as tl
 
 from kernels.selective_scan.forward_kernels import LN2, LOG2E, load_words, softplus, unpack
-
-LANES = tl.constexpr(32)
+from kernels.selective_scan.lanes import LANES, exchange, merge, per_lane
 
 
 @triton.jit
@@ -75,31 +74,6 @@ def restart(x, fresh, ptr, strides, row, offs_d, n: tl.constexpr, inside):
         at = ptr + tl.cast(row, tl.int64) * strides[0] + offs_d * strides[1]
         state = load(at + n * tl.cast(strides[2], tl.int64), inside & fresh)
     return tl.where(fresh, state, x)
-
-
-@triton.jit
-def per_lane(x):
-    """The sum over the channels of each lane: (BLOCK_D,) to (LANES,)."""
-    return tl.sum(tl.reshape(x, (LANES, x.shape[0] // LANES)), 1)
-
-
-@triton.jit
-def exchange(x, y, bit: tl.constexpr):
-    """Add up pairs of lanes that differ in `bit`: x in the lanes without it, y in those with it."""
-    lane = tl.arange(0, LANES)
-    upper = (lane & bit) != 0
-    return tl.where(upper, y, x) + tl.gather(tl.where(upper, x, y), lane ^ bit, 0)
-
-
-@triton.jit
-def merge(stack, n: tl.constexpr, bit: tl.constexpr):
-    """Exchange the two uppermost entries if n and the states before it complete a group of `bit`."""
-    if (n + 1) % bit == 0:
-        merged = ()
-        for k in tl.static_range(len(stack[0])):
-            merged = merged + (exchange(stack[len(stack) - 2][k], stack[len(stack) - 1][k], bit),)
-        stack = stack[: len(stack) - 2] + (merged,)
-    return stack
 
 
 @triton.jit
@@ -413,70 +387,3 @@ def selective_scan_bwd_kernel(
         at = dfirst_ptr + row * dfirst_strides[0] + offs_d * dfirst_strides[1]
         for n in tl.static_range(DSTATE):
             tl.store(at + n * dfirst_strides[2], g[n], mask=inside & (pid_s == 0))
-
-
-@triton.jit
-def adjoint_kernel(
-    dy_ptr, delta_ptr, A_ptr, C_ptr, z_ptr, bias_ptr, owner_ptr, dlast_ptr, adjoint_ptr, steps_ptr,
-    dy_strides, delta_strides, A_strides, C_strides, z_strides, dlast_strides,
-    seqlen, tokens, dim, group_dim,
-    DY_STEP: tl.constexpr, DELTA_STEP: tl.constexpr, C_STEP: tl.constexpr, Z_STEP: tl.constexpr,
-    SOFTPLUS: tl.constexpr, RAGGED: tl.constexpr, DSTATE: tl.constexpr, PACK: tl.constexpr,
-    UNROLL: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """What leaves each piece of `tokens` on its left if nothing enters on its right, and its sum of steps.
-
-    Pieces count from the end of the sequence, without that at its beginning: adjoint (batch, pieces, dstate, dim),
-    steps (batch, pieces - 1, dim).
-    """
-    pid_b, _, _, group, in_group, offs_d = place(0, dim, group_dim, BLOCK_D)
-    pieces = tl.num_programs(1) + 1
-    pid_s = tl.program_id(1).to(tl.int64)
-    inside = in_group < group_dim
-    mask_d = inside if RAGGED else None
-    start = (pieces - 1 - pid_s) * tokens
-    end = tl.minimum(start + tokens, seqlen)
-
-    dy_ptr += pid_b * dy_strides[0] + offs_d * dy_strides[1]
-    delta_ptr += pid_b * delta_strides[0] + offs_d * delta_strides[1]
-    C_ptr += pid_b * C_strides[0] + group * C_strides[1]
-    if z_ptr is not None:
-        z_ptr += pid_b * z_strides[0] + offs_d * z_strides[1]
-    rates = ()
-    for n in tl.static_range(DSTATE):
-        at = A_ptr + offs_d * A_strides[0] + n * tl.cast(A_strides[1], tl.int64)
-        rates = rates + (load(at, mask_d) * LOG2E,)
-    bias = 0.0
-    if bias_ptr is not None:
-        bias = load(bias_ptr + offs_d, mask_d)
-    steps = tl.zeros((BLOCK_D,), tl.float32)
-    g = replicate(steps, DSTATE)
-
-    for i_chunk in tl.range(0, tl.cdiv(end - start, UNROLL)):
-        for k in tl.static_range(UNROLL):
-            t = end - 1 - i_chunk * UNROLL - k
-            there = t >= start
-            here = inside & there if RAGGED else there
-            d = step_size(load(delta_ptr + t * DELTA_STEP, here) + bias, SOFTPLUS)
-            d = tl.where(there, d, 0.0)
-            steps += d
-            dy = load(dy_ptr + t * DY_STEP, here)
-            if z_ptr is not None:
-                z = load(z_ptr + t * Z_STEP, here)
-                dy *= z * sigmoid(z)
-            C = load_words(C_ptr + tl.maximum(t, start) * C_STEP, C_strides[2], None, DSTATE, PACK)
-            if owner_ptr is not None:
-                fresh, _, before = begins(owner_ptr, tl.maximum(t, start), end)
-                fresh &= there
-            new = ()
-            for n in tl.static_range(DSTATE):
-                g_n = tl.fma(dy, unpack(C, n, tl.float32, PACK), g[n]) * tl.exp2(d * rates[n])
-                if owner_ptr is not None:
-                    g_n = restart(g_n, fresh, dlast_ptr, dlast_strides, before, offs_d, n, inside)
-                new = new + (g_n,)
-            g = new
-
-    for n in tl.static_range(DSTATE):
-        at = adjoint_ptr + ((pid_b * pieces + pid_s) * DSTATE + n) * dim + offs_d
-        tl.store(at, g[n], mask=mask_d)
-    tl.store(steps_ptr + (pid_b * (pieces - 1) + pid_s) * dim + offs_d, steps, mask=mask_d)
