@@ -1,11 +1,8 @@
 """The convolution's kernels as machine code: what can be known of their speed on a GPU with no GPU here."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
+
+from tests.kernels.machine_code import printed
 
 SCRIPT = """
 import json, sys
@@ -31,11 +28,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module", params=["sm_80", "sm_90", "sm_100"])
 def kernels(request):
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", SCRIPT, request.param]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return printed(SCRIPT, request.param)[0]
 
 
 @pytest.mark.slow

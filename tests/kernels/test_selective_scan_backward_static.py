@@ -1,12 +1,8 @@
 """The Triton backward as machine code. Kernels compile in a process of their own, as the forward's do."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+
+from tests.kernels.machine_code import by_name
 
 SCRIPT = """
 import json, re, sys
@@ -59,13 +55,7 @@ for case in static_cases():
 @pytest.fixture(scope="module")
 def compiled(request):
     """{name: facts} of the default configurations for one target."""
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env["PYTHONPATH"] = str(Path(__file__).parents[2])
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *request.param], env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return {case["name"]: case for case in map(json.loads, done.stdout.splitlines())}
+    return by_name(SCRIPT, *request.param)
 
 
 @pytest.mark.slow

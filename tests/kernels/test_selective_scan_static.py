@@ -3,13 +3,9 @@
 Kernels compile in a process of their own, since the interpreter is chosen when they are imported.
 """
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+
+from tests.kernels.machine_code import by_name
 
 SCRIPT = """
 import json, math, sys
@@ -37,13 +33,7 @@ for case in (*forward.static_cases(), *decode.static_cases()):
 @pytest.fixture(scope="module")
 def compiled(request):
     """{name: facts} of every default configuration for one target."""
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env["PYTHONPATH"] = str(Path(__file__).parents[2])
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, request.param], env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return {case["name"]: case for case in map(json.loads, done.stdout.splitlines())}
+    return by_name(SCRIPT, request.param)
 
 
 @pytest.mark.slow
