@@ -44,9 +44,9 @@ from kernels.selective_scan.forward import (
     _sm_count,
     choose_segments,
     static_case,
-    workspace,
 )
 from kernels.selective_scan.forward_kernels import carry_kernel
+from kernels.selective_scan.workspace import workspace
 
 # Not measured on a GPU yet. With 4 tokens a chunk there are 12 issue slots a token fewer, and registers spill.
 CONFIG = {"TOKENS": 2, "BLOCK_D": 64}

@@ -10,7 +10,7 @@ are added up afterwards, always in the same order.
 """
 
 import math
-from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from kernels.implementations import note
 from kernels.layout import dense_like
 from kernels.selective_scan.autograd import CHECKPOINT
 from kernels.selective_scan.cpu import _block, _load, _store, _strides
+from kernels.selective_scan.workspace import workspace
 
 CACHE = 1 << 19  # bytes of states and decays of a segment: half of a common second-level cache
 PART = 16  # states whose sum is made before it is added to the others', which rounds less
@@ -54,12 +55,18 @@ def selective_scan_backward_cpu(
     to = lambda t: t.detach().to(dtype)
     given = lambda t, *shape: torch.zeros(shape, dtype=dtype) if t is None else to(t).contiguous()
     new = lambda *shape: torch.empty(shape, dtype=dtype)
+    space = partial(
+        workspace,
+        remedy="a smaller batch needs less",
+        itemsize=dtype.itemsize,
+        failure=RuntimeError,
+    )
 
     block = _channels(1 if packed else batch, dim, dstate, dtype.itemsize)
     shape = -(-(dim // ngroups) // block), 2, batch, seqlen, ngroups * dstate
-    with workspace("the sums of dB and dC", math.prod(shape) * dtype.itemsize):
+    with space("the sums of dB and dC", math.prod(shape)):
         dBC = new(*shape)
-    with workspace("the sums of dA", sequences * dim * dstate * dtype.itemsize):
+    with space("the sums of dA", sequences * dim * dstate):
         dA, dfirst = new(sequences, dstate, dim), new(sequences, dim, dstate)
     dD, dbias = new(sequences, dim), new(sequences, dim)
     streams = [to(t) for t in (u, delta, dy, u if z is None else z)]
@@ -87,18 +94,6 @@ def selective_scan_backward_cpu(
         du, ddelta, fill(A, dA.sum(0).t()), fill(B, dB), fill(C, dC), fill(D, dD.sum(0)), dz,
         fill(delta_bias, dbias.sum(0)), fill(initial_state, dfirst),
     )  # fmt: skip
-
-
-@contextmanager
-def workspace(what, size):
-    """Allocate `size` bytes inside: running out of memory says for what, how much, and a remedy."""
-    try:
-        yield
-    except RuntimeError as error:  # torch has no class of its own for the memory of the CPU
-        raise torch.OutOfMemoryError(
-            f"selective_scan: no memory for its workspace, {what} ({size:,} bytes); "
-            f"a smaller batch needs less. {error}"
-        ) from error
 
 
 def _as(t, dtype):

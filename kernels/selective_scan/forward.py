@@ -14,14 +14,13 @@ Packed sequences change nothing of this: segments are cut from the whole packed 
 pieces of sequences in its own, starting anew where one begins. A reverse scan has negative strides.
 """
 
-from contextlib import contextmanager
-
 import torch
 import triton
 
 from kernels.implementations import interpreted, note
 from kernels.layout import empty_like
 from kernels.selective_scan.forward_kernels import carry_kernel, selective_scan_fwd_kernel
+from kernels.selective_scan.workspace import workspace
 
 # One warp a program; not measured on a GPU yet. 64 channels are two a thread: independent work that hides
 # latencies with few warps, and B and C are loaded once for both. 16 states of them and their rates take 64
@@ -190,17 +189,6 @@ def _signed(strides, signs):
     """`strides`, the first of them times `signs`."""
     signs = (*signs, *[1] * (len(strides) - len(signs)))
     return tuple(sign * stride for sign, stride in zip(signs, strides, strict=True))
-
-
-@contextmanager
-def workspace(what, numbers, remedy):
-    """Allocate float32 `numbers` inside: running out of memory says for what, how much, and `remedy`."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise torch.OutOfMemoryError(
-            f"selective_scan: no memory for its workspace, {what} ({4 * numbers:,} bytes); {remedy}. {error}"
-        ) from error
 
 
 def choose_segments(programs, seqlen, sm_count):

@@ -64,21 +64,7 @@ def selective_scan(
     batch, dim, seqlen = u.shape
     if u.numel() == 0:
         raise ValueError(f"u must have at least one batch, channel and token, got {tuple(u.shape)}")
-    check_tensor("delta", delta, u.shape, like=u)
-    check_tensor("A", A, (dim, None), like=u)
-    dstate = A.shape[1]
-    if not 1 <= dstate <= MAX_DSTATE:
-        raise ValueError(f"A must have 1 to {MAX_DSTATE} states (its columns), got {dstate}")
-    B, C = (_grouped(name, t, u, dstate) for name, t in (("B", B), ("C", C)))
-    if B.shape[1] != C.shape[1]:
-        raise ValueError(f"C must have as many groups as B, got {C.shape[1]} and {B.shape[1]}")
-    for name, t in (("D", D), ("delta_bias", delta_bias)):
-        if t is not None:
-            check_tensor(name, t, (dim,), like=u)
-    if z is not None:
-        check_tensor("z", z, u.shape, like=u)
-    if not isinstance(delta_softplus, bool):
-        raise TypeError(f"delta_softplus must be True or False, got {delta_softplus!r}")
+    dstate, B, C = _check_operands("delta", u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     check_cu_seqlens(cu_seqlens, u, seqlen)
     if initial_state is not None:
         sequences = batch if cu_seqlens is None else len(cu_seqlens) - 1
@@ -105,6 +91,28 @@ def selective_scan(
     found = (y, last_state if return_last_state else None, states if return_states else None)
     found = tuple(t for t in found if t is not None)
     return found if len(found) > 1 else y
+
+
+def _check_operands(step, u, delta, A, B, C, D, z, delta_bias, delta_softplus):
+    """Check what both operators take, calling the step size `step`; returns dstate, and B and C by group."""
+    dim = u.shape[1]
+    check_tensor(step, delta, u.shape, like=u)
+    check_tensor("A", A, (dim, None), like=u)
+    dstate = A.shape[1]
+    if not 1 <= dstate <= MAX_DSTATE:
+        raise ValueError(f"A must have 1 to {MAX_DSTATE} states (its columns), got {dstate}")
+    tokens = u if u.dim() == 3 else u.unsqueeze(-1)
+    B, C = (_grouped(name, t, tokens, dstate) for name, t in (("B", B), ("C", C)))
+    if B.shape[1] != C.shape[1]:
+        raise ValueError(f"C must have as many groups as B, got {C.shape[1]} and {B.shape[1]}")
+    for name, t in (("D", D), (f"{step}_bias", delta_bias)):
+        if t is not None:
+            check_tensor(name, t, (dim,), like=u)
+    if z is not None:
+        check_tensor("z", z, u.shape, like=u)
+    if not isinstance(delta_softplus, bool):
+        raise TypeError(f"{step}_softplus must be True or False, got {delta_softplus!r}")
+    return dstate, B, C
 
 
 def _grouped(name, t, u, dstate):
@@ -146,25 +154,10 @@ def selective_state_update(
     batch, dim = x.shape
     if x.numel() == 0:
         raise ValueError(f"x must have at least one batch and channel, got {tuple(x.shape)}")
-    check_tensor("dt", dt, x.shape, like=x)
-    check_tensor("A", A, (dim, None), like=x)
-    dstate = A.shape[1]
-    if not 1 <= dstate <= MAX_DSTATE:
-        raise ValueError(f"A must have 1 to {MAX_DSTATE} states (its columns), got {dstate}")
+    B, C = (t.unsqueeze(-1) if isinstance(t, torch.Tensor) else t for t in (B, C))
+    dstate, B, C = _check_operands("dt", x, dt, A, B, C, D, z, dt_bias, dt_softplus)
+    B, C = B[..., 0], C[..., 0]
     check_tensor("state", state, (batch, dim, dstate), like=x)
-    B, C = (
-        _grouped(name, t.unsqueeze(-1) if isinstance(t, torch.Tensor) else t, x.unsqueeze(-1), dstate)[..., 0]
-        for name, t in (("B", B), ("C", C))
-    )  # fmt: skip
-    if B.shape[1] != C.shape[1]:
-        raise ValueError(f"C must have as many groups as B, got {C.shape[1]} and {B.shape[1]}")
-    for name, t in (("D", D), ("dt_bias", dt_bias)):
-        if t is not None:
-            check_tensor(name, t, (dim,), like=x)
-    if z is not None:
-        check_tensor("z", z, x.shape, like=x)
-    if not isinstance(dt_softplus, bool):
-        raise TypeError(f"dt_softplus must be True or False, got {dt_softplus!r}")
     operands = (state, x, dt, A, B, C, D, z, dt_bias)
     check_no_gradient("selective_state_update", impl, *operands, remedy="use selective_scan")
 
