@@ -162,19 +162,21 @@ def _check(
 ):  # fmt: skip
     """Refuse what the operator does not compute."""
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    wrong = {
-        f"no attention dropout, got {dropout}; set config.attention_dropout to 0": bool(dropout),
-        "causal attention only": not causal,
-        f"no sliding window, got {sliding_window} for {key.shape[2]} keys": (
-            sliding_window is not None and key.shape[2] > sliding_window
-        ),
-        f"no soft cap, got {softcap}": softcap is not None,
-        "no attention sinks": s_aux is not None,
-        "no attention weights to return": bool(output_attentions),
-    }
-    for what, refused in wrong.items():
-        if refused:
-            raise ValueError(f"{_NAME} (impl {impl!r}) has {what}; or use 'hf' or 'sdpa'")
+    what = ""
+    if dropout:
+        what = f"no attention dropout, got {dropout}; set config.attention_dropout to 0"
+    elif not causal:
+        what = "causal attention only"
+    elif sliding_window is not None and key.shape[2] > sliding_window:
+        what = f"no sliding window, got {sliding_window} for {key.shape[2]} keys"
+    elif softcap is not None:
+        what = f"no soft cap, got {softcap}"
+    elif s_aux is not None:
+        what = "no attention sinks"
+    elif output_attentions:
+        what = "no attention weights to return"
+    if what:
+        raise ValueError(f"{_NAME} (impl {impl!r}) has {what}; or use 'hf' or 'sdpa'")
 
 
 _NAME = "attn_implementation='crossover'"
