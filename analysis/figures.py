@@ -14,16 +14,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from analysis.load import Setting, impl_order, of
 from analysis.scaling import censored, means
 from analysis.wording import between
+from bench.figure_style import COLOURS, STYLE
 from bench.verdict import t_interval
 
 DPI = 160
-COLOURS = {  # Okabe and Ito's palette, told apart with any colour vision
-    "triton": "#0072B2",
-    "cuda": "#009E73",
-    "torch": "#E69F00",
-    "cpu": "#CC79A7",
-    "hf": "#D55E00",
-}
 OTHER = "#56B4E9"
 DIVERGING = LinearSegmentedColormap.from_list("llama-mamba", ["#E08214", "#F7F7F7", "#3E7DB5"])
 AXES = {
@@ -32,17 +26,7 @@ AXES = {
 }
 TIMED = {"prefill": "a forward", "decode": "a token", "train": "forward + backward"}
 LENGTH = {"decode": "context L, tokens"}  # in other modes: tokens
-STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#DDDDDD",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-}
+TITLES = {"axes.titlesize": 10, "axes.titleweight": "bold"}
 MOST_PANELS = 6
 
 
@@ -50,7 +34,7 @@ def write(results, folder):
     """Draw every figure that the run has data for into `folder`; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    with plt.rc_context(STYLE):
+    with plt.rc_context(STYLE | TITLES):
         for setting in sorted({key[0] for key in results.curves["time"]}):
             suffix = _suffix(results, setting)
             for measure in AXES:

@@ -11,18 +11,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from bench.figure_style import COLOURS, STYLE
 from bench.kernel_table import block_medians
 from bench.verdict import t_interval
 
 DPI = 150
-# ours as in the figures of a run (Okabe and Ito's palette), peers in Paul Tol's muted one: both are told apart with
+# ours as in the figures of a run, peers in Paul Tol's muted one: both are told apart with
 # any colour vision, and every contender has a marker of its own besides
 LOOKS = {
-    "triton": ("#0072B2", "o"),
-    "cuda": ("#009E73", "s"),
-    "torch": ("#E69F00", "^"),
-    "cpu": ("#CC79A7", "D"),
-    "hf": ("#D55E00", "v"),
+    "triton": (COLOURS["triton"], "o"),
+    "cuda": (COLOURS["cuda"], "s"),
+    "torch": (COLOURS["torch"], "^"),
+    "cpu": (COLOURS["cpu"], "D"),
+    "hf": (COLOURS["hf"], "v"),
     "mamba-ssm": ("#332288", "P"),
     "causal-conv1d": ("#332288", "X"),
     "sdpa.flash": ("#88CCEE", "<"),
@@ -35,16 +36,6 @@ LOOKS = {
     "copy": ("#888888", "_"),
 }
 OURS = ("triton", "cuda", "torch", "cpu", "hf")
-STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#DDDDDD",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "axes.titlesize": 9,
-}
 COLUMNS = 3
 
 
