@@ -19,7 +19,8 @@ from kernels.clash import clash
 IMPLEMENTATIONS = ("triton", "cuda", "torch", "cpu", "hf")
 
 # "module:function" and not the function itself, so that a missing package is a reason and not an ImportError.
-# Every function takes the operands of its operator's `<operator>_ref` and returns the same.
+# Every function takes the operands of its operator's `<operator>_ref` and returns the same. The two operators of
+# statistics are ours alone: what no package computes has no entry.
 TABLE = {
     "selective_scan": {
         "triton": "kernels.selective_scan.forward:selective_scan_triton",
@@ -60,6 +61,18 @@ TABLE = {
         "cpu": "kernels.causal_attention.cpu:causal_attention_cpu",
         "hf": "kernels.causal_attention.hf:causal_attention_hf",
         "reference": "kernels.causal_attention.reference:causal_attention_ref",
+    },
+    "attention_statistics": {
+        "triton": "kernels.attention_statistics.forward:attention_statistics_triton",
+        "torch": "kernels.attention_statistics.portable:attention_statistics_torch",
+        "hf": "kernels.attention_statistics.hf:attention_statistics_hf",
+        "reference": "kernels.attention_statistics.reference:attention_statistics_ref",
+    },
+    "scan_statistics": {
+        "triton": "kernels.scan_statistics.forward:scan_statistics_triton",
+        "torch": "kernels.scan_statistics.portable:scan_statistics_torch",
+        "cpu": "kernels.scan_statistics.cpu:scan_statistics_cpu",
+        "reference": "kernels.scan_statistics.reference:scan_statistics_ref",
     },
 }
 
@@ -117,7 +130,8 @@ def implementations(device=None):
     for operator, by_name in TABLE.items():
         for name in IMPLEMENTATIONS:
             reason = why_unavailable(name, operator, device)
-            rows.append(Row(name, operator, not reason, reason, by_name[name].split(":")[1]))
+            kernel = by_name[name].split(":")[1] if name in by_name else ""
+            rows.append(Row(name, operator, not reason, reason, kernel))
     return rows
 
 
@@ -174,6 +188,9 @@ def _import(address):
 def why_unavailable(impl, operator, device):
     """The reason why `impl` cannot compute `operator` on tensors of `device`; empty if it can."""
     device = torch.device(device)
+    if impl not in TABLE[operator]:
+        others = ", ".join(name for name in TABLE[operator] if name != "reference")
+        return f"nobody computes this operator so; use {others}"
     match impl:
         case "hf":
             return clash() or _missing("transformers", "pip install transformers")

@@ -4,6 +4,7 @@ Registering a name adds an entry and changes none. Only a model whose own config
 """
 
 from kernels.implementations import note
+from kernels.observation import tell
 from models.huggingface import transformers
 from profiles.ranges import annotate
 
@@ -21,10 +22,13 @@ def register(impl):
     return name
 
 
-def _eager(module, *args, **kwargs):
+def _eager(module, query, key, value, attention_mask, scaling, **kwargs):
     """transformers' own eager attention, with its own mask, noted in the manifest."""
     from transformers.models.llama.modeling_llama import eager_attention_forward
 
     note("causal_attention", "transformers.eager")
+    tell("causal_attention", q=query, k=key, v=value, softmax_scale=scaling)
     with annotate("op/causal_attention"):
-        return eager_attention_forward(module, *args, **kwargs)
+        return eager_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )

@@ -11,6 +11,7 @@ from torch import nn
 
 from kernels.causal_conv1d.op import causal_conv1d, causal_conv1d_update
 from kernels.implementations import note
+from kernels.observation import tell
 from kernels.selective_scan.op import selective_scan, selective_state_update
 from profiles.ranges import annotate
 
@@ -185,7 +186,19 @@ def _noted(operator, function):
 
     def call(*args, **kwargs):
         note(operator, kernel)
+        if operator == "selective_scan":
+            tell(operator, **_scan_operands(*args, **kwargs))
         with annotate(f"op/{operator}"):
             return function(*args, **kwargs)
 
     return call
+
+
+def _scan_operands(
+    hidden_states, dt, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, **kwargs
+):
+    """What transformers' `mamba_selective_scan` gets, by the names of our operator."""
+    return {
+        "u": hidden_states, "delta": dt, "A": A, "B": B[:, None], "C": C[:, None], "D": D, "z": z,
+        "delta_bias": delta_bias, "delta_softplus": delta_softplus,
+    }  # fmt: skip

@@ -5,6 +5,7 @@ import torch
 from kernels import checks
 from kernels.causal_attention import autograd
 from kernels.implementations import BACKWARD, find
+from kernels.observation import tell
 from profiles.ranges import annotate
 
 
@@ -65,6 +66,7 @@ def causal_attention(
         # fused kernels, torch's too, mask and take the maximum before they scale: the scale must keep the order
         q, softmax_scale = q * (-1.0 if softmax_scale < 0 else 0.0), abs(softmax_scale) or 1.0
     compute = find("causal_attention", impl, q.device)
+    tell("causal_attention", q=q, k=k, v=v, softmax_scale=softmax_scale)
     differentiate = checks.wants_gradient(q, k, v)
     if impl in BACKWARD["causal_attention"] and (differentiate or torch.compiler.is_compiling()):
         compute = autograd.registered(impl)

@@ -4,6 +4,7 @@ import torch
 
 from kernels.checks import check_cu_seqlens, check_no_gradient, check_tensor, wants_gradient
 from kernels.implementations import BACKWARD, check_impl, find
+from kernels.observation import tell
 from kernels.selective_scan import autograd
 from profiles.ranges import annotate
 
@@ -80,6 +81,10 @@ def selective_scan(
         )
 
     scan = find("selective_scan", impl, u.device)
+    tell(
+        "selective_scan", u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias,
+        delta_softplus=delta_softplus,
+    )  # fmt: skip
     differentiate = wants_gradient(u, delta, A, B, C, D, z, delta_bias, initial_state)
     if impl in BACKWARD["selective_scan"] and (differentiate or torch.compiler.is_compiling()):
         scan = autograd.registered(impl, differentiate)
