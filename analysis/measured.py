@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-SUMMARIES = ("mean", "last", "sum", "max")
+SUMMARIES = ("mean", "last", "sum", "max", "cov")
 
 
 class NotFinite(ValueError):
@@ -23,7 +23,8 @@ class Series:
         metric: its name, such as `velocity` or `entropy`.
         values: (..., positions) float64 on the CPU; leading axes are heads, states or probes.
         positions: (positions,) int64, the token that each value belongs to.
-        summary: how one number is made of it: mean, last (position), sum (over positions, then the mean) or max.
+        summary: how one number is made of it: mean, last (position), sum (over positions, then the mean), max, or cov
+            (coefficient of variation, standard deviation over mean).
         sampled: whether the positions are a sample of the tokens, so that the mean has an interval.
         exact: whether rounding moves it by rounding alone: False for counts over a threshold, which jump.
     """
@@ -53,6 +54,7 @@ class Series:
             "last": lambda v: v[..., -1].mean(),
             "sum": lambda v: v.sum(-1).mean(),
             "max": lambda v: v.max(),
+            "cov": lambda v: v.std(correction=0) / v.mean(),
         }
         return made[self.summary](self.values).item()
 
