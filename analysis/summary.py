@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from analysis import figures, load, render, tables
+from analysis import figures, load, metric_load, metric_tables, render, tables
 from analysis.crossover import crossover_table
 from analysis.effects import ratio_matrix, spread
 from analysis.load import MEASURES, of
@@ -77,7 +77,12 @@ def write(run_dir):
     written = tables.write(results, run_dir / "tables")
     drawn = figures.write(results, run_dir / "figures")
     shown = tables.terminal(results)
-    shown.append(Text("\n".join(["Summary", *(f"- {s}" for s in sentences(results))]) + "\n"))
+    said = sentences(results)
+    if (run_dir / metric_load.NAME).exists():
+        records = metric_load.read(run_dir / metric_load.NAME)
+        shown += metric_tables.terminal(records)
+        said += metric_tables.sentences(records)
+    shown.append(Text("\n".join(["Summary", *(f"- {s}" for s in said)]) + "\n"))
     shown.append(Text(f"{run_dir / 'tables'}: {len(written)} files"))
     shown.append(
         Text(f"{run_dir / 'figures'}: {', '.join(p.name for p in drawn) or 'nothing to draw'}")

@@ -12,6 +12,7 @@ goes on where the first one was stopped:
     sweep-prefill      bench.sweep of paper-50m, fp32 and bf16: forwards of 512 to 32,768 tokens,
     sweep-decode       one token after as many, and
     sweep-train        forward and backward
+    metrics            analysis.metrics of the first sweep: parity of every metric, 8,192 tokens, gradients
     sanitizer          every kernel once under compute-sanitizer, where it is installed
 
 It writes DIR/suite.json (everything, with the machine and the revision) and DIR/suite.md (tables). Commit both under
@@ -39,7 +40,7 @@ from bench.machine import describe
 
 STAGES = (
     "tests", "kernels-forward", "kernels-backward", "kernels-decode", "determinism",
-    "sweep-prefill", "sweep-decode", "sweep-train", "sanitizer",
+    "sweep-prefill", "sweep-decode", "sweep-train", "metrics", "sanitizer",
 )  # fmt: skip
 SWEEP_LENGTHS = {
     "prefill": "512,1024,2048,4096,8192,16384,32768",
@@ -89,12 +90,25 @@ def run_sweep(mode, out, seconds, extra=()):
             "0.5",
             "--cell-timeout",
             "60",
+            "--metrics",
+            "none",
             *extra,
         ]
     code, last = _logged(command, out / f"sweep-{mode}.log", seconds)
     if code:
         raise RuntimeError(f"bench.sweep ended with {code}: {last}")
     return suite_record.sweep_rows(folder)
+
+
+def run_metrics(out, seconds):
+    """Representation metrics of the prefill sweep, shift detection apart: {"passed", "summary"}."""
+    run = out / "sweep-prefill"
+    if not (run / "plan.json").exists():
+        raise RuntimeError("the stage sweep-prefill has not run")
+    groups = "hidden,state,attention,context,similarity"
+    command = [sys.executable, "-m", "analysis.metrics", str(run), "--groups", groups]
+    code, _ = _logged(command, out / "metrics.log", seconds)
+    return {"passed": code == 0, "summary": suite_record.metrics_line(run / "metrics.jsonl")}
 
 
 def run_sanitizer(out, seconds):
@@ -163,7 +177,8 @@ def work(out, device, peaks):
     found["determinism"] = lambda left: determinism.check("triton", device, 1000)
     for mode in SWEEP_LENGTHS:
         found[f"sweep-{mode}"] = partial(run_sweep, mode, out)
-    return found | {"sanitizer": partial(run_sanitizer, out)}
+    last = {"metrics": partial(run_metrics, out), "sanitizer": partial(run_sanitizer, out)}
+    return found | last
 
 
 def run_suite(out, stages, seconds, device):

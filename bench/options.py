@@ -15,7 +15,8 @@ from models.presets import ARCHITECTURES, PRESETS
 QUICK = {"preset": "tiny", "seqlens": [64, 128, 256], "rounds": 2, "budget": 0.05}
 BUDGET_S = {"cpu": 0.15, "cuda": 1.0}
 TOKENIZERS = ("gpt2-32k", "gpt2")
-NOT_PLANNED = ("out", "resume", "retry", "dry_run", "list", "quick", "cell_timeout")
+METRICS = ("none", "small", "full")
+NOT_PLANNED = ("out", "resume", "retry", "dry_run", "list", "quick", "cell_timeout", "metrics")
 
 
 def make_parser(description):
@@ -90,6 +91,9 @@ def make_parser(description):
         help="of CPU kernels; auto: torch's choice",
     )
     how("--seed", type=_seed, default=0, help="of weights, sessions and the order of cells")
+    how("--metrics", choices=METRICS, nargs="?", const="full", default="small",
+        help="representation metrics after the measurements (python -m analysis.metrics RUN completes them): none, a "
+        "small version, or, with --metrics alone, the full one")  # fmt: skip
 
     add("--out", type=Path, default="runs/<timestamp>", metavar="DIR", help="the run directory")
     add("--resume", action="store_true", help="finish the run in --out; nothing is measured twice")

@@ -27,7 +27,7 @@ def make_plan(options, command=""):
     tokenizer = _tokenizer(options["tokenizer"])
     options = options | {"vocabulary": tokenizer.vocab_size}
     architectures = {arch: _architecture(arch, options, tokenizer) for arch in options["arch"]}
-    tokens = _tokens(options, tokenizer)
+    tokens = read_tokens(options, tokenizer)
     label = options["preset"] + ("+checkpoint" if options["checkpoint"] else "")
     cells = make_cells(
         options["arch"], options["impl"], label, options["seqlens"], options["batch"],
@@ -119,7 +119,8 @@ def _architecture(arch, options, tokenizer):
     }
 
 
-def _tokens(options, tokenizer):
+def read_tokens(options, tokenizer):
+    """The Tokens that the options of a plan ask for; PlanError where there are too few."""
     try:
         if options["sessions"] is not None:
             sessions = read(options["sessions"])

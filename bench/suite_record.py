@@ -1,5 +1,6 @@
 """What `bench.gpu_suite` writes of its stages: suite.json, and suite.md for people."""
 
+import collections
 import json
 import statistics
 
@@ -48,6 +49,22 @@ def sweep_lines(rows):
             f"| {row['arch']} | {row['impl']} | {row['dtype']} | {row['mode']} | {row['seqlen']} "
         )
         yield f"{head}| {ms} | {peak} | {cache} | {status} |"
+
+
+def metrics_line(path):
+    """How many records of a metrics.jsonl there are, by status, and which implementations failed parity."""
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    counts = collections.Counter(record["status"] for record in records)
+    judged = [record for record in records if record["parity"]]
+    failed = {
+        f"{r['unit']['arch']} under {r['unit']['impl']} ({r['unit']['group']})"
+        for r in judged
+        if not r["parity"]["passed"]
+    }
+    text = ", ".join(f"{n} {status}" for status, n in counts.items())
+    return f"{text}; parity of {len(judged)} proven" + (
+        f" but for {', '.join(sorted(failed))}" if failed else ""
+    )
 
 
 def determinism_lines(rows):

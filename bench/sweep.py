@@ -8,6 +8,7 @@ to standard error, the final tables to standard output. Exit status: 0 complete,
 
 import shlex
 import signal
+import subprocess
 import sys
 import traceback
 from contextlib import contextmanager
@@ -68,7 +69,11 @@ def run(args, said, argv, out):
     if not args.resume:
         create(path, plan, tokens)
     with locked(path):
-        return carry_out(path, plan, said, args.cell_timeout, out)
+        status = carry_out(path, plan, said, args.cell_timeout)
+        if status == 0:
+            status = represent(path, said.get("metrics", args.metrics))
+            status = max(status, conclude(path, out))
+        return status
 
 
 def vacant(path):
@@ -117,8 +122,8 @@ def locked(path):
         lock.release()
 
 
-def carry_out(path, plan, said, cell_timeout, out):
-    """Measure what is left of a plan and print the tables; returns the exit status."""
+def carry_out(path, plan, said, cell_timeout):
+    """Measure what is left of a plan; returns the exit status."""
     records, retry = read_records(path / NAME), said.get("retry", ())
     finished = done(records, retry)
     plan.write(path / "plan.json")
@@ -149,7 +154,7 @@ def carry_out(path, plan, said, cell_timeout, out):
     finally:
         runner.close()
         appender.close()
-    return conclude(path, out, console)
+    return 0
 
 
 def settle(plan, untimed, appender):
@@ -176,10 +181,29 @@ def untimed(records, retry):
     return {Cell(**record["cell"]) for record in latest(records) if record["status"] in kinds}
 
 
-def conclude(path, out, console):
+def represent(path, extent):
+    """Compute the representation metrics of a run, in a process of their own; returns the exit status."""
+    if extent == "none":
+        return 0
+    command = ["python", "-m", "analysis.metrics", str(path), "--extent", extent]
+    with interruptible():
+        ended = subprocess.run([sys.executable, *command[1:], "--quiet"], check=False).returncode
+    if ended == 130:
+        raise KeyboardInterrupt
+    if ended:
+        console = Console(stderr=True)
+        say(
+            console,
+            f"error: metrics are missing; to see why and complete them: {shlex.join(command)}",
+        )
+    return int(ended != 0)
+
+
+def conclude(path, out):
     """Draw the tables and figures of a complete run and print the tables."""
     from analysis import summary
 
+    console = Console(stderr=True)
     try:
         for renderable in summary.write(path):
             out.print(renderable)

@@ -114,3 +114,22 @@ def test_an_unknown_stage_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         gpu_suite.main(["--out", str(tmp_path), "--stages", "tests,lunch"])
     assert "lunch" in capsys.readouterr().err
+
+
+def test_metrics_are_summed_up_with_the_failures_of_parity(tmp_path):
+    unit = {"group": "hidden", "arch": "mamba", "impl": "triton"}
+    records = [
+        {"unit": unit, "status": "ok", "parity": {"passed": False}},
+        {"unit": unit | {"group": "state"}, "status": "ok", "parity": {"passed": True}},
+        {"unit": unit, "status": "error", "parity": None},
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert suite_record.metrics_line(path) == (
+        "2 ok, 1 error; parity of 2 proven but for mamba under triton (hidden)"
+    )
+
+
+def test_metrics_need_the_sweep_before_them(tmp_path):
+    with pytest.raises(RuntimeError, match="sweep-prefill has not run"):
+        gpu_suite.run_metrics(tmp_path, 1)

@@ -29,6 +29,8 @@ TINY = [
     "hf",
     "--device",
     "cpu",
+    "--metrics",
+    "none",
 ]
 
 
@@ -205,7 +207,7 @@ def complete(tmp_path_factory):
     path = tmp_path_factory.mktemp("sweep") / "run"
     process = start(
         "--preset", "tiny", "--seqlens", "24,80", "--rounds", 2, "--impl", "triton,cuda,torch,hf",
-        "--budget", 0.02, "--device", "cpu", "--out", path,
+        "--budget", 0.02, "--device", "cpu", "--metrics", "none", "--out", path,
     )  # fmt: skip
     out, err = process.communicate(timeout=280)
     assert process.returncode == 0, err
@@ -328,7 +330,7 @@ def test_kill_interrupt_and_resume_lose_one_cell_and_repeat_none(tmp_path, capsy
     assert not worker.is_running()
 
     before = count(path)
-    sweep = start("--out", path, "--resume")
+    sweep = start("--out", path, "--resume", "--metrics", "none")
     until(lambda: count(path) > before, sweep)
     worker = until(lambda: worker_of(sweep), sweep)
     sweep.kill()  # the worker notices that the parent is gone
@@ -337,7 +339,7 @@ def test_kill_interrupt_and_resume_lose_one_cell_and_repeat_none(tmp_path, capsy
 
     with (path / "records.jsonl").open("ab") as file:
         file.write(b'{"cell": {"arch": "mam')
-    assert main(["--out", str(path), "--resume"]) == 0
+    assert main(["--out", str(path), "--resume", "--metrics", "none"]) == 0
     lines = (path / "records.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     pairs = Counter((Cell(**r["cell"]), r["round"]) for r in records)

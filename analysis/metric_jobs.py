@@ -1,0 +1,261 @@
+"""Carry out the jobs of `analysis.metric_plan`: models bound to implementations, observed, and made into records.
+
+Parity of metrics follows the one rule of the lab (kernels.accuracy): gold is the model in float64 under `reference`,
+baseline the model in the run's dtype under `hf`, and an implementation whose metrics err more than twice as much as
+the baseline's has failed. Counts over a threshold jump by rounding, so they are reported and not judged.
+"""
+
+import time
+from dataclasses import replace
+
+import torch
+
+from analysis import context, shift_run
+from analysis.attention import (
+    attention_series,
+    implicit_series,
+    interval,
+    sample_rows,
+    scan_series,
+)
+from analysis.contributions import contribution_series
+from analysis.hidden_states import hidden_series
+from analysis.measured import check_finite
+from analysis.metric_plan import statistics_impl
+from analysis.similarity import cka_matrix
+from analysis.states import state_series
+from bench.forward import TORCH_DTYPES, build_planned, precision
+from bench.records import now, one_line
+from kernels.accuracy import errors
+from kernels.implementations import Unavailable, recording
+from models.bind import use
+from models.gold import gold
+from models.observe import observing
+
+POINTS = 64  # of a profile over positions
+SHUFFLES = 8  # of the tokens, for the similarity that chance gives
+BASELINE = "hf"
+NOT_HERE = (NotImplementedError, Unavailable)
+
+
+class Metrics:
+    """The models and tokens of a run, as the jobs need them.
+
+    Args:
+        run: the run directory; plan: its Plan; extent: an Extent.
+        ids: (1, length) int64, the run's tokens, as long as the longest job.
+        progress: called with a text whenever something long has moved on.
+    """
+
+    def __init__(self, run, plan, extent, ids, progress=lambda text: None):
+        self.run, self.plan, self.extent, self.progress = run, plan, extent, progress
+        self.device = torch.device(plan.options["device"])
+        self.ids = ids.to(self.device)
+        self._models, self._forwards, self._hidden = {}, {}, {}
+
+    def records(self, job, groups):
+        """The records of a job for those of its groups that are wanted, made one after the other."""
+        work = {
+            "forward": self._forward, "context": self._context, "shifts": self._shifts,
+            "similarity": self._similarity,
+        }[job.kind]  # fmt: skip
+        if job.reason:
+            for group in groups:
+                yield make_record(job, group, "unavailable", job.reason)
+            return
+        started, began = now(), time.perf_counter()
+        with precision(job.dtype), recording() as kernels:
+            try:
+                found = work(job, groups)
+            except NOT_HERE as error:
+                found = {g: ("unavailable", one_line(error, kind=False)) for g in groups}
+            except (ValueError, RuntimeError, torch.OutOfMemoryError) as error:
+                found = {g: ("error", one_line(error)) for g in groups}
+        seconds = time.perf_counter() - began
+        common = {"kernels": dict(kernels), "seconds": seconds, "started": started}
+        common["settings"] = self.settings(job)
+        for group in groups:
+            made = found[group]
+            if isinstance(made, tuple):
+                yield make_record(job, group, *made, **common)
+            else:
+                yield make_record(job, group, "ok", "", **common, **made)
+
+    def settings(self, job):
+        """What of the extent decides the numbers of a job."""
+        names = {
+            "forward": ("rows", "channels"),
+            "context": ("probes", "draws"),
+            "shifts": ("sessions", "session_tokens", "bootstrap"),
+            "similarity": (),
+        }[job.kind]
+        return {name: getattr(self.extent, name) for name in names}
+
+    def _forward(self, job, groups):
+        measured = self._series(job, groups)
+        found = {group: described(measured[group]) for group in groups}
+        if job.impl not in ("reference", BASELINE) and self._is_compared(job):
+            baseline, exact = self._truth(job, groups)
+            for group in groups:
+                found[group]["parity"] = parity(measured[group], baseline[group], exact[group])
+        return found
+
+    def _is_compared(self, job):
+        """Implementations are compared on the weights of the run at one length."""
+        return job.seed == self.plan.options["seed"] and job.seqlen == self.extent.seqlen
+
+    def _truth(self, job, groups):
+        """({group: {layer: Series}} of the baseline, the same of gold) for the model of a job."""
+        sides = (replace(job, impl=BASELINE), replace(job, impl="reference", dtype="fp64"))
+        for side in sides:
+            if not set(groups) <= set(self._forwards.get((side.arch, side.impl), ())):
+                with precision(side.dtype):
+                    self._series(side, groups)
+        return [self._forwards[side.arch, side.impl] for side in sides]
+
+    def _series(self, job, groups):
+        """{group: {layer: list of Series}} of one forward."""
+        found = {group: {} for group in groups}
+        dtype = job.dtype
+        scan = statistics_impl("scan_statistics", self.device, dtype)
+        softmax = statistics_impl("attention_statistics", self.device, dtype)
+        rows = sample_rows(job.seqlen, self.extent.rows)
+
+        def on_hidden(name, tensor):
+            check_finite(f"the hidden state of {name}", tensor, 1)
+            if "hidden" in groups:
+                found["hidden"][name] = hidden_series(tensor)
+
+        def on_mixing(mixing):
+            for name in ("q", "k", "v", "u", "delta", "B", "C"):
+                if name in mixing.operands:
+                    axis = 2 if name in "qkv" else -1
+                    check_finite(f"{name} of {mixing.layer}", mixing.operands[name], axis)
+            if "state" in groups:
+                found["state"][mixing.layer] = state_series(mixing.operands)
+            if "attention" in groups:
+                if mixing.operator == "causal_attention":
+                    made = attention_series(mixing.operands, impl=softmax)
+                else:
+                    made = scan_series(mixing.operands, impl=scan)
+                    channels = sample_rows(mixing.operands["u"].shape[1], self.extent.channels)
+                    made += implicit_series(mixing.operands, rows, channels)
+                found["attention"][mixing.layer] = made + contribution_series(mixing, rows)
+            self.progress(f"{job}: {mixing.layer}")
+
+        model = self._gold(job) if job.impl == "reference" else self._model(job)
+        with torch.no_grad(), use(model, job.impl), observing(model, on_hidden, on_mixing):
+            model.base_model(self.ids[:, : job.seqlen], use_cache=False)
+        if self._is_compared(job) and job.impl in ("reference", BASELINE):
+            self._forwards[job.arch, job.impl] = found
+        return found
+
+    def _context(self, job, groups):
+        model = self._model(job).requires_grad_(False)
+        ids = self.ids[:, : job.seqlen]
+        softmax = statistics_impl("attention_statistics", self.device, job.dtype)
+
+        def spans(operands):
+            made = attention_series(operands, impl=softmax, span_threshold=context.SPAN_THRESHOLD)
+            return next(s.values for s in made if s.metric == "span")[None]
+
+        with use(model, job.impl):
+            found, profiles = context.context_series(
+                model, ids, self.extent.probes, self.extent.draws, job.seed,
+                lambda: self.progress(str(job)),
+            )  # fmt: skip
+            peak = [s for s in found if s.instrument == "max logit"]
+            found += context.asymmetric(model, ids, spans, peak)
+        made = described({"model": found}, profiles=False)
+        made["profiles"] = [
+            {"layer": "model", "instrument": name, "metric": "gradient", "positions": at, "values": shares}
+            for name, (at, shares) in profiles.items()
+        ]  # fmt: skip
+        return {"context": made}
+
+    def _shifts(self, job, groups):
+        model = self._model(job)
+        with use(model, job.impl), torch.no_grad():
+            return {"shifts": shift_run.measure(self, job, model)}
+
+    def _similarity(self, job, groups):
+        a, b = (self._states(*side, job.seqlen) for side in job.sides)
+        rows, columns, values, null = cka_matrix(a, b, shuffles=SHUFFLES)
+        cka = {"rows": rows, "columns": columns, "values": values.tolist(), "null": null.tolist()}
+        return {"similarity": {"values": [], "profiles": [], "extra": {"cka": cka}}}
+
+    def _states(self, arch, impl, dtype, seed, seqlen):
+        """{layer: (seqlen, width)} hidden states of one side of a comparison; the last few sides are kept."""
+        key = arch, impl, dtype, seed, seqlen
+        if key not in self._hidden:
+            found = {}
+
+            def visit(name, tensor):
+                check_finite(f"the hidden state of {name} ({arch} under {impl})", tensor, 1)
+                found[name] = tensor[0].detach().float().cpu()
+
+            model = self._built(arch, dtype, seed)
+            with precision(dtype), torch.no_grad(), use(model, impl), observing(model, visit):
+                model.base_model(self.ids[:, :seqlen], use_cache=False)
+            while len(self._hidden) > 3:
+                self._hidden.pop(next(iter(self._hidden)))
+            self._hidden[key] = found
+        return self._hidden[key]
+
+    def _model(self, job):
+        return self._built(job.arch, job.dtype, job.seed)
+
+    def _built(self, arch, dtype, seed):
+        """A model of the run; the last one of each architecture is kept."""
+        key = dtype, seed
+        if self._models.get(arch, (None,))[0] != key:
+            options = self.plan.options | {"seed": seed}
+            model = build_planned(arch, options, TORCH_DTYPES[dtype])
+            self._models[arch] = key, model.to(self.device)
+        return self._models[arch][1]
+
+    def _gold(self, job):
+        return gold(self._built(job.arch, self.plan.options["dtype"][0], job.seed))
+
+
+def described(measured, profiles=True):
+    """The fields `values` and `profiles` of a record, of {layer: list of Series}."""
+    values, curves = [], []
+    for layer, found in measured.items():
+        for s in found:
+            low, high = interval(s)
+            name = {"layer": layer, "instrument": s.instrument, "metric": s.metric}
+            values.append(name | {"value": s.value(), "low": low, "high": high})
+            if profiles and len(s.positions) > 1 and s.summary in ("mean", "last"):
+                positions, means = binned(s)
+                curves.append(name | {"positions": positions, "values": means})
+    return {"values": values, "profiles": curves}
+
+
+def binned(s):
+    """(positions, values) of a Series in at most POINTS runs of positions: the middle position and the mean of each."""
+    parts = [p for p in torch.arange(len(s.positions)).tensor_split(POINTS) if len(p)]
+    by_position = s.by_position()
+    middle = [int(s.positions[part[len(part) // 2]]) for part in parts]
+    return middle, [by_position[part].mean().item() for part in parts]
+
+
+def parity(measured, baseline, exact):
+    """The record's `parity`: every exact metric of every layer by the rule, each as a Series over heads and tokens."""
+    metrics, passed = {}, True
+    for layer, found in measured.items():
+        others = zip(found, baseline[layer], exact[layer], strict=True)
+        for mine, theirs, truth in others:
+            if not mine.exact or mine.values.numel() == 0:
+                continue
+            judged = errors(mine.values, theirs.values, truth.values)
+            metrics[f"{layer}/{mine.instrument}/{mine.metric}"] = judged
+            passed = passed and all(error <= bound for error, bound in judged.values())
+    return {"baseline": BASELINE, "passed": passed, "metrics": metrics}
+
+
+def make_record(job, group, status, reason, **fields):
+    """A line of metrics.jsonl."""
+    empty = {"kernels": {}, "settings": {}, "seconds": 0.0, "started": now()}
+    empty |= {"values": [], "profiles": [], "parity": None, "extra": {}}
+    return {"unit": job.unit(group), "status": status, "reason": reason} | empty | fields
