@@ -9,6 +9,7 @@ from torch import nn
 
 from kernels.checks import FLOATS
 from models.float64 import widen
+from models.gguf_file import find_gguf, first_line, read_gguf
 from models.huggingface import transformers
 from models.initialise import initial
 from models.presets import ARCHITECTURES, PRESETS, Preset
@@ -36,10 +37,12 @@ def build(arch, preset="paper-50m", *, seed=0, dtype=torch.float32, device="cpu"
         seed: of the initial weights.
         dtype: of the weights: float32, float16, bfloat16 or float64.
         device: where the model is put.
-        checkpoint: a local folder with config.json and *.safetensors. Nothing is downloaded, unpickled or executed.
+        checkpoint: a local folder with config.json and *.safetensors, or a GGUF file, or a folder with one; a GGUF
+            file is dequantised. Nothing is downloaded, unpickled or executed.
 
     Raises:
-        ValueError: an unknown arch, preset or dtype; a checkpoint that is incomplete or of another architecture.
+        ValueError: an unknown arch, preset or dtype; a checkpoint that is incomplete or of another architecture; a
+            GGUF file without the packages to read it.
         ImportError: Hugging Face's package `kernels` is installed (`models.huggingface`).
     """
     if arch not in ARCHITECTURES:
@@ -48,7 +51,7 @@ def build(arch, preset="paper-50m", *, seed=0, dtype=torch.float32, device="cpu"
         takes = ", ".join(str(known).removeprefix("torch.") for known in FLOATS)
         raise ValueError(f"dtype must be one of {takes}, got {dtype!r}")
     if checkpoint is not None:
-        model = _load(arch, Path(checkpoint), dtype).to(device)
+        model = _load(arch, Path(checkpoint), dtype, device)
     else:
         config = _config(arch, preset)
         model = assemble(
@@ -102,7 +105,15 @@ def _model_class(arch):
     return {"mamba": hf.MambaForCausalLM, "llama": hf.LlamaForCausalLM}[arch]
 
 
-def _load(arch, folder, dtype):
+def _load(arch, path, dtype, device):
+    file = find_gguf(path)
+    if file is None:
+        return _load_folder(arch, path, dtype).to(device)
+    config, weights = read_gguf(arch, file)
+    return assemble(config, lambda name, shape: weights[name].detach(), dtype, device)
+
+
+def _load_folder(arch, folder, dtype):
     _check_checkpoint(arch, folder)
     model_class = _model_class(arch)
     try:
@@ -115,7 +126,7 @@ def _load(arch, folder, dtype):
             output_loading_info=True,
         )
     except Exception as error:
-        raise ValueError(f"checkpoint {folder} cannot be loaded: {_first_line(error)}") from error
+        raise ValueError(f"checkpoint {folder} cannot be loaded: {first_line(error)}") from error
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ValueError(
@@ -125,7 +136,7 @@ def _load(arch, folder, dtype):
 
 
 def _check_checkpoint(arch, folder):
-    needs = "a checkpoint is a local folder with config.json and *.safetensors"
+    needs = "a checkpoint is a local folder with config.json and *.safetensors, or a GGUF file"
     if not folder.is_dir():
         raise ValueError(f"checkpoint {folder} is not a folder; {needs}")
     if not (folder / "config.json").is_file():
@@ -145,8 +156,3 @@ def _check_checkpoint(arch, folder):
         raise ValueError(
             f"checkpoint {folder} is quantised; give one with plain floating-point weights"
         )
-
-
-def _first_line(error):
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

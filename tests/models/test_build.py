@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from kernels.roofline import model_problems
 from models.build import build, parameter_counts
 from models.huggingface import check_no_clash
 from models.initialise import initial
@@ -46,6 +47,27 @@ def test_parameter_counts_are_the_published_ones(arch, preset, total, other):
 
 def test_matched_llama_is_that_of_the_paper():
     assert PRESETS["matched-50m"].llama == PRESETS["paper-50m"].llama
+
+
+def forward_flops(arch, seqlen, layers=None):
+    """FLOPs of a forward of isoflop-50m without embedding and head."""
+    config = getattr(PRESETS["isoflop-50m"], arch)
+    if layers is not None:
+        config = config | {"num_hidden_layers": layers}
+    *body, (once, head) = model_problems(config, arch, 1, seqlen)
+    assert (once, head.out_features) == (1, 32_000)
+    return sum(count * problem.flops() for count, problem in body)
+
+
+def test_isoflop_mamba_has_the_number_of_layers_that_comes_nearest():
+    assert PRESETS["isoflop-50m"].llama == PRESETS["paper-50m"].llama
+    layers = PRESETS["isoflop-50m"].mamba["num_hidden_layers"]
+    llama = forward_flops("llama", 4096)
+    apart = {n: abs(forward_flops("mamba", 4096, n) / llama - 1) for n in range(1, 41)}
+    assert layers == min(apart, key=apart.get)
+    assert apart[layers] < 0.014  # as the docstring says, and so the other lengths
+    ratios = [forward_flops("mamba", n) / forward_flops("llama", n) for n in (2048, 8192)]
+    assert ratios == pytest.approx([1.30, 0.70], abs=0.005)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
