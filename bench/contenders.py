@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
 import kernels
-from kernels.implementations import Unavailable
+from kernels.implementations import TABLE, Unavailable
 from kernels.roofline import work
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -65,6 +65,7 @@ def contenders(operator, mode, problem, dtype, device):
         return [
             Contender(name, lambda name=name, **inputs: public(**inputs, impl=name))
             for name in names
+            if name in TABLE[operator]
         ]
 
     peers = DECODE_PEERS if mode == "decode" else PEERS

@@ -8,8 +8,10 @@ full     a GPU's range: batch 1 to 8 (decoding: to 256), dim 1,024 to 5,120, dst
 
 import dataclasses
 
+from kernels.attention_statistics.problem import AttentionStatisticsProblem
 from kernels.causal_attention.problem import CausalAttentionProblem
 from kernels.causal_conv1d.problem import CausalConv1dProblem, ConvUpdateProblem
+from kernels.scan_statistics.problem import ScanStatisticsProblem
 from kernels.selective_scan.problem import SelectiveScanProblem, StateUpdateProblem
 
 # decode is one token in place, or attention of the last query over a cache
@@ -19,6 +21,8 @@ MODES = {
     "causal_attention": ("forward", "backward", "decode"),
     "selective_state_update": ("decode",),
     "causal_conv1d_update": ("decode",),
+    "attention_statistics": ("forward",),
+    "scan_statistics": ("forward",),
 }
 OPERATORS = tuple(MODES)
 GRIDS = ("quick", "full")
@@ -52,6 +56,15 @@ def _scans(batches, seqlens, dims, dstate=16, **options):
     )  # fmt: skip
 
 
+def _attention_statistics(seqlens, *sizes):
+    """Of the shapes of `_attentions`, with one sequence a batch."""
+    return tuple(AttentionStatisticsProblem(**vars(p)) for p in _attentions(1, seqlens, *sizes))
+
+
+def _scan_statistics(seqlens, dims, **options):
+    return tuple(ScanStatisticsProblem(1, n, d, **options) for d in dims for n in seqlens)
+
+
 def _convs(batches, seqlens, dims, **options):
     return tuple(
         CausalConv1dProblem(b, d, n, **options)
@@ -83,6 +96,8 @@ _CPU = {
     ("causal_attention", "decode"): _caches((1,), (128, 512, 2048), 8, 64, None),
     ("selective_state_update", "decode"): tuple(StateUpdateProblem(b, 1024) for b in (1, 4, 16)),
     ("causal_conv1d_update", "decode"): tuple(ConvUpdateProblem(b, 1024) for b in (1, 4, 16)),
+    ("attention_statistics", "forward"): _attention_statistics((128, 512, 2048), 8, 64),
+    ("scan_statistics", "forward"): _scan_statistics((128, 512), (1024,)),
 }
 
 _QUICK = {
@@ -120,6 +135,12 @@ _QUICK = {
         StateUpdateProblem(b, 5120) for b in (1, 16, 64, 256)
     ),
     ("causal_conv1d_update", "decode"): tuple(ConvUpdateProblem(b, 5120) for b in (1, 16, 64, 256)),
+    ("attention_statistics", "forward"): (
+        *_attention_statistics((2048, 8192, 32_768, 131_072), 16, 64),
+        *_attention_statistics((8192,), 16, 128),
+        *_attention_statistics((8192,), 32, 128, 8),
+    ),
+    ("scan_statistics", "forward"): _scan_statistics((2048, 8192, 32_768, 131_072), (1024,)),
 }
 
 _DIMS, _BATCHES = (1024, 2048, 5120), (1, 2, 4, 8)
@@ -159,5 +180,14 @@ _FULL = {
     ),
     ("causal_conv1d_update", "decode"): tuple(
         ConvUpdateProblem(b, d) for d in _DIMS for b in (1, 4, 16, 64, 256)
+    ),
+    ("attention_statistics", "forward"): (
+        *_attention_statistics(OCTAVES, 16, 64),
+        *_attention_statistics(OCTAVES, 16, 128),
+        *_attention_statistics(OCTAVES, 32, 128, 8),
+    ),
+    ("scan_statistics", "forward"): (
+        *_scan_statistics(OCTAVES, _DIMS),
+        *_scan_statistics((8192,), (2048,), dstate=64),
     ),
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """One contender on one problem: what it computes, for the accuracy rule, and a call that the clock can repeat.
 
-forward     the output
+forward     the output, or each of several; of statistics all but the span, which compares a weight with a threshold: a
+            rounding moves it by any number of tokens where both are close (its tests leave such rows out)
 backward    the gradients of every operand alone, by torch.autograd.grad on a graph that is kept
 decode      the output and the state that is left. Calls repeat in place, each contender on a state of its own;
             the state stays bounded (A is negative, a filter's inputs only move), and no kernel's time depends on it
@@ -15,6 +16,7 @@ import torch
 
 import kernels
 from kernels.accuracy import errors
+from kernels.scan_statistics.problem import ScanStatisticsProblem
 
 STATES = ("state", "conv_state")  # operands that are updated in place
 # longer problems are checked on a shorter copy: the definition keeps every state, or score, for its gradients
@@ -27,6 +29,8 @@ LARGEST_GOLD = {
     ("decode", "cpu"): 131_072,
 }
 LARGEST_GOLD_BATCH = {"forward": 8, "backward": 2, "decode": 256}
+# the definition of statistics keeps every weight of the states of a channel, one channel after the other
+LARGEST_DENSE = {ScanStatisticsProblem: {"batch": 1, "seqlen": 256, "dim": 64}}
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ def checked_problem(problem, mode, device):
     changes = {"batch": min(problem.batch, LARGEST_GOLD_BATCH[mode])}
     if hasattr(problem, "seqlen"):
         changes["seqlen"] = min(problem.seqlen, LARGEST_GOLD[mode, device.type])
+    for name, largest in LARGEST_DENSE.get(type(problem), {}).items():
+        changes[name] = min(getattr(problem, name), largest)
     return dataclasses.replace(problem, **changes)
 
 
@@ -54,9 +60,15 @@ def start(run, mode, inputs, prepare=lambda t: t):
     if mode == "backward":
         return _start_backward(run, inputs)
     with torch.no_grad():
-        outputs = {"output": run(**inputs)}
+        outputs = _by_name(run(**inputs))
     outputs |= {name: inputs[name] for name in STATES if name in inputs}
     return Trial(outputs, torch.no_grad()(lambda: run(**inputs)))
+
+
+def _by_name(found):
+    if not isinstance(found, tuple):
+        return {"output": found}
+    return {name: t for name, t in found._asdict().items() if name != "span"}
 
 
 def _start_backward(run, inputs):

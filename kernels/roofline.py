@@ -7,7 +7,8 @@ perfect kernel overlaps them.
                   written once, nothing in between goes to memory. The bandwidth is that of a copy, and counts the
                   bytes that it reads plus those that it writes.
     matrix        matrix FLOPs / matrix rate of the dtype. A multiplication and an addition are two FLOPs. Matrix work
-                  is the two products of attention and the linear projections: everything that tensor cores take.
+                  is the two products of attention (and of its statistics, whose scores are formed twice) and the
+                  linear projections: everything that tensor cores take.
                   Causal attention counts the scores that the mask keeps and no others, although a kernel computes
                   the whole tiles on the diagonal.
     exponential   results / rate of the exponential unit. exp, log (softplus) and reciprocal (sigmoid) are one result
@@ -36,6 +37,7 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels.attention_statistics.problem import AttentionStatisticsProblem
 from kernels.causal_attention.problem import CausalAttentionProblem
 from kernels.causal_conv1d.problem import CausalConv1dProblem, ConvUpdateProblem
 from kernels.selective_scan.problem import SelectiveScanProblem, StateUpdateProblem
@@ -100,7 +102,7 @@ class LinearProblem:
         return 0
 
 
-MATRIX_WORK = (CausalAttentionProblem, LinearProblem)
+MATRIX_WORK = (CausalAttentionProblem, AttentionStatisticsProblem, LinearProblem)
 PASSES = ("forward", "backward")
 MODES = {"prefill": ("forward",), "decode": ("forward",), "train": PASSES}
 

@@ -26,7 +26,13 @@ from pathlib import Path
 from profiles.limits import clocks, mix, occupancy
 from profiles.machine_code import MachineCode, read_amd, read_binary, read_cubin
 
-OPERATORS = ("selective_scan", "causal_conv1d", "causal_attention")
+OPERATORS = (
+    "selective_scan",
+    "causal_conv1d",
+    "causal_attention",
+    "attention_statistics",
+    "scan_statistics",
+)
 STAGES = ("forward", "backward", "decode")
 TARGETS = {
     "sm_80": ("cuda", 80, 32),

@@ -1,0 +1,1 @@
+"""Exact statistics of causal attention's weights, without the matrix of them."""

@@ -1,0 +1,1 @@
+"""Statistics of Mamba's implicit attention: definition, implementations and public operator."""
