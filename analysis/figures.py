@@ -9,8 +9,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, Normalize
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from analysis import effects_figure
+from analysis.figure_labels import LENGTH, label_ends, length_axis
 from analysis.load import Setting, impl_order, of
 from analysis.scaling import censored, means
 from analysis.wording import between
@@ -25,7 +27,6 @@ AXES = {
     "memory": ("peak memory beyond the weights, MiB", 1 / (1 << 20)),
 }
 TIMED = {"prefill": "a forward", "decode": "a token", "train": "forward + backward"}
-LENGTH = {"decode": "context L, tokens"}  # in other modes: tokens
 TITLES = {"axes.titlesize": 10, "axes.titleweight": "bold"}
 MOST_PANELS = 6
 
@@ -37,8 +38,9 @@ def write(results, folder):
     with plt.rc_context(STYLE | TITLES):
         for setting in sorted({key[0] for key in results.curves["time"]}):
             suffix = _suffix(results, setting)
+            drawings = {"effects": effects_figure.draw(of(results.identity, setting), setting)}
             for measure in AXES:
-                drawings = {
+                drawings |= {
                     measure: curves(_of(results.curves[measure], setting), measure, setting),
                     f"ratio_{measure}": heat_map(
                         of(results.matrix[measure], setting), measure, setting
@@ -47,11 +49,11 @@ def write(results, folder):
                         of(results.slopes[measure], setting), measure, setting
                     ),
                 }
-                for name, figure in drawings.items():
-                    if figure is not None:
-                        paths.append(folder / f"{name}{suffix}.png")
-                        figure.savefig(paths[-1], dpi=DPI, bbox_inches="tight", pad_inches=0.08)
-                        plt.close(figure)
+            for name, figure in drawings.items():
+                if figure is not None:
+                    paths.append(folder / f"{name}{suffix}.png")
+                    figure.savefig(paths[-1], dpi=DPI, bbox_inches="tight", pad_inches=0.08)
+                    plt.close(figure)
     return paths
 
 
@@ -83,7 +85,7 @@ def curves(found, measure, setting):
                 name = f"{impl} (OOM: {out[0]:,})"
             ends[ax].append((lengths[-1], values[-1] * scale, name, colour))
         ax.set(xscale="log", yscale="log", title=arch, xlabel=LENGTH.get(setting.mode, "tokens"))
-        _length_axis(ax, sorted({n for curve in found.values() for n in curve}))
+        length_axis(ax, sorted({n for curve in found.values() for n in curve}))
     levels = (
         np.concatenate([means(found[arch, impl])[1] for arch in panels for impl in panels[arch]])
         * scale
@@ -97,7 +99,7 @@ def curves(found, measure, setting):
     axes[0][0].yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}"))
     axes[0][0].yaxis.set_minor_formatter(NullFormatter())
     figure.suptitle(str(setting), fontsize=8, color="#555555", x=0.01, ha="left")
-    _label_ends(figure, ends)
+    label_ends(figure, ends)
     return figure
 
 
@@ -175,11 +177,11 @@ def slopes(table, measure, setting):
             )
             ends[ax].append((curve["at"].iloc[-1], curve.slope.iloc[-1], impl, colour))
         ax.set(xscale="log", title=arch, xlabel=LENGTH.get(setting.mode, "tokens"))
-        _length_axis(ax, sorted({*table["from"], *table.to}))
+        length_axis(ax, sorted({*table["from"], *table.to}))
         ax.set_ylim(min(-0.1, table.slope.min() - 0.1), max(2.2, table.slope.max() + 0.2))
     axes[0][0].set_ylabel(f"local slope of {measure}, d ln y / d ln L")
     figure.suptitle(str(setting), fontsize=8, color="#555555", x=0.01, ha="left")
-    _label_ends(figure, ends)
+    label_ends(figure, ends)
     return figure
 
 
@@ -211,58 +213,6 @@ def _panel(ax, matrix, llamas, mambas, norm):
     ax.tick_params(length=0)
     for spine in ax.spines.values():
         spine.set_visible(False)
-
-
-def _label_ends(figure, ends):
-    """Name each line at its right end; names that would touch are moved apart about their middle.
-
-    Args:
-        ends: {axes: [(x, y, name, colour)]}; called last, because shared axes settle with the last panel.
-    """
-    figure.draw_without_rendering()
-    for ax, lines in ends.items():
-        gap = 11 * figure.dpi / 72 / ax.get_window_extent().height
-        to_axes = ax.transData + ax.transAxes.inverted()
-        columns = {}
-        for x, y, name, colour in lines:
-            right, wanted = to_axes.transform((x, y))
-            columns.setdefault(round(right, 3), []).append((wanted, name, colour))
-        for right, names in columns.items():
-            names.sort()
-            for height, (_, name, colour) in zip(
-                _apart([w for w, *_ in names], gap), names, strict=True
-            ):
-                ax.annotate(
-                    name, (right, height), xycoords="axes fraction", xytext=(6, 0),
-                    textcoords="offset points", color=colour, va="center", fontsize=8,
-                    fontweight="bold", annotation_clip=False,
-                )  # fmt: skip
-
-
-def _apart(wanted, gap):
-    """Ascending heights at least `gap` apart and as near to the ascending `wanted` as that permits."""
-    groups = []  # of neighbours that touch: the heights wanted, and the mean that the group is centred on
-    for height in wanted:
-        groups.append([height])
-        while (
-            len(groups) > 1
-            and _middle(groups[-1]) - _middle(groups[-2])
-            < gap * (len(groups[-1]) + len(groups[-2])) / 2
-        ):
-            groups[-2:] = [groups[-2] + groups[-1]]
-    return [_middle(g) + gap * (i - (len(g) - 1) / 2) for g in groups for i in range(len(g))]
-
-
-def _middle(group):
-    return sum(group) / len(group)
-
-
-def _length_axis(ax, lengths):
-    octaves = [n for n in lengths if math.log2(n / lengths[0]) % 1 < 0.02] or lengths
-    ax.set_xticks(octaves, [f"{n:,}" for n in octaves])
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.set_xlim(lengths[0] * 0.85, lengths[-1] * 1.15 if len(lengths) > 1 else lengths[0] * 1.2)
 
 
 def _band(curve, lengths):

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from analysis import context, shift_run
+from analysis import context
 from analysis.attention import (
     attention_series,
     implicit_series,
@@ -22,6 +22,8 @@ from analysis.contributions import contribution_series
 from analysis.hidden_states import hidden_series
 from analysis.measured import check_finite
 from analysis.metric_plan import statistics_impl
+from analysis.shift_sessions import ShiftSessions
+from analysis.shifts import compare, evaluate
 from analysis.similarity import cka_matrix
 from analysis.states import state_series
 from bench.forward import TORCH_DTYPES, build_planned, precision
@@ -35,6 +37,7 @@ from models.observe import observing
 POINTS = 64  # of a profile over positions
 SHUFFLES = 8  # of the tokens, for the similarity that chance gives
 BASELINE = "hf"
+ALL = "blocks"  # the layer of what is judged over all of them
 NOT_HERE = (NotImplementedError, Unavailable)
 
 
@@ -42,13 +45,15 @@ class Metrics:
     """The models and tokens of a run, as the jobs need them.
 
     Args:
-        run: the run directory; plan: its Plan; extent: an Extent.
+        plan: the Plan of the run; extent: an Extent.
         ids: (1, length) int64, the run's tokens, as long as the longest job.
+        made: records that there are; the caller appends those that are made.
         progress: called with a text whenever something long has moved on.
     """
 
-    def __init__(self, run, plan, extent, ids, progress=lambda text: None):
-        self.run, self.plan, self.extent, self.progress = run, plan, extent, progress
+    def __init__(self, plan, extent, ids, made, progress=lambda text: None):
+        self.plan, self.extent, self.made, self.progress = plan, extent, made, progress
+        self.sessions = ShiftSessions(plan.options)
         self.device = torch.device(plan.options["device"])
         self.ids = ids.to(self.device)
         self._models, self._forwards, self._hidden = {}, {}, {}
@@ -56,8 +61,8 @@ class Metrics:
     def records(self, job, groups):
         """The records of a job for those of its groups that are wanted, made one after the other."""
         work = {
-            "forward": self._forward, "context": self._context, "shifts": self._shifts,
-            "similarity": self._similarity,
+            "forward": self._forward, "context": self._context, "similarity": self._similarity,
+            "session": self._session, "shifts": self._shifts, "shift_difference": self._shift_difference,
         }[job.kind]  # fmt: skip
         if job.reason:
             for group in groups:
@@ -86,7 +91,9 @@ class Metrics:
         names = {
             "forward": ("rows", "channels"),
             "context": ("probes", "draws"),
+            "session": ("session_tokens",),
             "shifts": ("sessions", "session_tokens", "bootstrap"),
+            "shift_difference": ("sessions", "session_tokens", "bootstrap"),
             "similarity": (),
         }[job.kind]
         return {name: getattr(self.extent, name) for name in names}
@@ -173,10 +180,43 @@ class Metrics:
         ]  # fmt: skip
         return {"context": made}
 
+    def _session(self, job, groups):
+        with use(self._model(job), job.impl) as binding:
+            index = int(job.part.removeprefix("session "))
+            scores = self.sessions.scores(binding.model, index, self.extent.session_tokens)
+        return {"shift_scores": {"values": [], "profiles": [], "extra": scores}}
+
     def _shifts(self, job, groups):
-        model = self._model(job)
-        with use(model, job.impl), torch.no_grad():
-            return {"shifts": shift_run.measure(self, job, model)}
+        values, extra = evaluate(self._scores(job), bootstrap=self.extent.bootstrap)
+        return {"shifts": {"values": values, "profiles": [], "extra": extra}}
+
+    def _shift_difference(self, job, groups):
+        """Mamba minus LLaMA on identical candidates, layer by layer where both have one of the name."""
+        sides = [self._scores(replace(job, arch=arch)) for arch in ("mamba", "llama")]
+        names = [set(side[0]["scores"]) for side in sides]
+        values, extra = [], {}
+        for key in sorted(names[0] & names[1]):
+            instrument, _, layer = key.partition("/")
+            if instrument != "window cosine":
+                continue
+            found = compare(*sides, key, key, bootstrap=self.extent.bootstrap)
+            row = {"layer": layer, "instrument": instrument, "metric": "auc_difference"}
+            values.append(
+                row | {"value": found["difference"], "low": found["low"], "high": found["high"]}
+            )
+            extra[key] = found
+        return {"shifts": {"values": values, "profiles": [], "extra": {"compare": extra}}}
+
+    def _scores(self, job):
+        """The scores of the sessions of this extent under an architecture, in the order of the sessions."""
+        parts = [f"session {i}" for i in range(self.extent.sessions)]
+        found = {
+            r["unit"]["part"]: r["extra"]
+            for r in self.made
+            if r["unit"]["group"] == "shift_scores" and r["status"] == "ok"
+            and all(r["unit"][n] == getattr(job, n) for n in ("arch", "dtype", "seqlen", "seed"))
+        }  # fmt: skip
+        return [found[part] for part in parts if part in found]
 
     def _similarity(self, job, groups):
         a, b = (self._states(*side, job.seqlen) for side in job.sides)
@@ -241,17 +281,32 @@ def binned(s):
 
 
 def parity(measured, baseline, exact):
-    """The record's `parity`: every exact metric of every layer by the rule, each as a Series over heads and tokens."""
-    metrics, passed = {}, True
-    for layer, found in measured.items():
-        others = zip(found, baseline[layer], exact[layer], strict=True)
-        for mine, theirs, truth in others:
-            if not mine.exact or mine.values.numel() == 0:
-                continue
-            judged = errors(mine.values, theirs.values, truth.values)
-            metrics[f"{layer}/{mine.instrument}/{mine.metric}"] = judged
-            passed = passed and all(error <= bound for error, bound in judged.values())
+    """The record's `parity`: every exact metric by the rule, over all layers, heads and tokens at once.
+
+    Each layer is divided by the RMS of its gold, so that all count alike; taken one by one, a layer whose baseline
+    happens to be exact would set a bound that rounding passes.
+    """
+    metrics = {}
+    for mine, theirs, truth in zip(*map(_by_metric, (measured, baseline, exact)), strict=True):
+        (instrument, metric), layers = mine
+        scales = [t.square().mean().sqrt().clamp(min=torch.finfo(t.dtype).tiny) for t in truth[1]]
+        pooled = (
+            torch.cat([v.flatten() / scale for v, scale in zip(side, scales, strict=True)])
+            for side in (layers, theirs[1], truth[1])
+        )
+        metrics[f"{ALL}/{instrument}/{metric}"] = errors(*pooled)
+    passed = all(e <= bound for judged in metrics.values() for e, bound in judged.values())
     return {"baseline": BASELINE, "passed": passed, "metrics": metrics}
+
+
+def _by_metric(measured):
+    """[((instrument, metric), values by layer)] of the exact metrics of {layer: list of Series}."""
+    found = {}
+    for layer in measured.values():
+        for s in layer:
+            if s.exact and s.values.numel():
+                found.setdefault((s.instrument, s.metric), []).append(s.values)
+    return found.items()
 
 
 def make_record(job, group, status, reason, **fields):

@@ -12,6 +12,7 @@ from bench.plan import Cell
 from kernels.implementations import why_unavailable
 
 GROUPS = ("hidden", "state", "attention", "context", "shifts", "similarity")
+OF_STREAM = ("forward", "context", "similarity")  # kinds of jobs that read the run's tokens
 OF_FORWARD = ("hidden", "state", "attention")  # one forward gives all three
 FASTEST = {"cuda": ("triton", "cuda", "torch", "hf"), "cpu": ("cpu", "torch", "hf")}
 QUADRATIC = 128  # tokens above which transformers' sequential scan is not differentiated
@@ -59,7 +60,7 @@ EXTENTS = {"small": SMALL, "full": FULL}
 class Job:
     """A piece of work; `reason` says why it cannot be done here."""
 
-    kind: str  # forward, context, shifts or similarity
+    kind: str  # forward, context, similarity, session, shifts or shift_difference
     arch: str  # "both" for similarity
     impl: str
     dtype: str
@@ -94,7 +95,7 @@ def jobs(plan, extent, groups):
     """The jobs of a run in the order of their execution: first what compares implementations."""
     options = plan.options
     device, seed, dtype = options["device"], options["seed"], options["dtype"][0]
-    found, shifts = [], []
+    found, readers = [], {}
     for arch in options["arch"]:
         weights = "checkpoint" if arch in options["checkpoint"] else "initial"
         best = fastest(arch, device)
@@ -116,11 +117,30 @@ def jobs(plan, extent, groups):
                 found.append(make("context", best, extent.context, ["context"], seed=other))
         if extent.long:
             found.append(make("forward", best, extent.long, of_forward))
-        if "shifts" in groups:
-            shifts.append(make("shifts", best, extent.session_tokens, ["shifts"]))
+        readers[arch] = best, weights
     if "similarity" in groups:
         found += _comparisons(options, extent.seqlen)
-    return [job for job in found if job.groups] + shifts
+    if "shifts" in groups:
+        found += _shift_jobs(plan, extent, readers)
+    return [job for job in found if job.groups]
+
+
+def _shift_jobs(plan, extent, readers):
+    """Every session under both architectures, so that a session is made once; then what they say together."""
+    seed, dtype = plan.options["seed"], plan.options["dtype"][0]
+    of = lambda kind, arch, group, part="": Job(
+        kind, arch, readers[arch][0], dtype, extent.session_tokens, seed, readers[arch][1], (group,), part
+    )  # fmt: skip
+    for index in range(extent.sessions):
+        for arch in readers:
+            yield of("session", arch, "shift_scores", f"session {index}")
+    for arch in readers:
+        yield of("shifts", arch, "shifts")
+    if len(readers) == 2:
+        weights = readers["llama"][1]
+        yield Job(
+            "shift_difference", "both", "", dtype, extent.session_tokens, seed, weights, ("shifts",)
+        )
 
 
 def _comparisons(options, seqlen):

@@ -23,14 +23,14 @@ from safetensors.torch import load_file
 
 from analysis import metric_figures, metric_load, metric_tables, render
 from analysis.metric_jobs import Metrics
-from analysis.metric_plan import EXTENTS, GROUPS, jobs
+from analysis.metric_plan import EXTENTS, GROUPS, OF_STREAM, jobs
 from analysis.metric_progress import JobProgress
+from analysis.shift_sessions import how_many
 from bench.cli import Parser
 from bench.plan import PlanError, read_plan
 from bench.planning import read_tokens
 from bench.records import Appender, RecordError
 from models.tokenizer import load as load_tokenizer
-
 
 
 def main(argv=None):
@@ -109,11 +109,15 @@ def compute(run, extent="small", groups=GROUPS, changes=None, retry=False):
     extent = replace(EXTENTS[extent][plan.options["device"]], **(changes or {}))
     if plan.options["threads"]:
         torch.set_num_threads(plan.options["threads"])
+    if "shifts" in groups and (there := how_many(plan.options)) is not None:
+        extent = replace(extent, sessions=min(extent.sessions, there))
     planned = jobs(plan, extent, groups)
-    ids = tokens(run, plan, max(job.seqlen for job in planned if job.kind != "shifts"))
+    ids = tokens(
+        run, plan, max((job.seqlen for job in planned if job.kind in OF_STREAM), default=2)
+    )
     with JobProgress(Console(stderr=True), len(planned)) as progress:
-        lab = Metrics(run, plan, extent, ids, progress.step)
         made = metric_load.read(run / metric_load.NAME)
+        lab = Metrics(plan, extent, ids, made, progress.step)
         done = {_key(r["unit"]): r for r in made}
         failed = 0
         appender = Appender(run / metric_load.NAME)
@@ -123,6 +127,7 @@ def compute(run, extent="small", groups=GROUPS, changes=None, retry=False):
                 progress.step(str(job))
                 for record in lab.records(job, missing) if missing else ():
                     appender.append(record)
+                    made.append(record)
                     failed += record["status"] == "error"
                     if record["status"] == "error":
                         progress.say(f"{job}: {record['unit']['group']}: {record['reason']}")

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pandas as pd
 
-from analysis.effects import best
 from analysis.load import Setting, of
+from analysis.ratios import best
 from analysis.scaling import means, r_squared
 from analysis.wording import between, crossing
 
@@ -48,7 +48,7 @@ def beside(results):
     cells = results.cells
     if len(cells) and not (cells["mode"] == "prefill").any():
         return pd.DataFrame(columns=COLUMNS)
-    setting = _nearest_setting(results)
+    setting = nearest_setting(results)
     rows = [_parameters(results)]
     if setting is not None:
         here = _Here(results, setting)
@@ -250,6 +250,8 @@ class _Here:
         levels = [
             curves[self.setting, "llama", impl][seqlen].dropna() for impl in (self.llama, fastest)
         ]
+        if np.isinf(levels[1]).any():  # all of them ran out of memory
+            return
         factor = math.exp(np.log(levels[0]).mean() - np.log(levels[1]).mean())
         if math.isinf(factor):
             yield f"eager attention runs out of memory at {seqlen:,}, where `{fastest}` does not"
@@ -297,10 +299,10 @@ def _explain(paper, value, low, high, reasons):
     return "; ".join(r for r in reasons if r) or _UNEXPLAINED
 
 
-def _nearest_setting(results):
-    """The prefill setting of the run that shares most with the paper's; None if nothing was measured."""
-    settings = {setting for setting, _, _ in results.curves["time"] if setting.mode == "prefill"}
-    wanted = Setting(PRESET, BATCH, DTYPE, "prefill", "eager")
+def nearest_setting(results, mode="prefill"):
+    """The setting of a mode that shares most with the paper's; None if nothing was measured in that mode."""
+    settings = {setting for setting, _, _ in results.curves["time"] if setting.mode == mode}
+    wanted = Setting(PRESET, BATCH, DTYPE, mode, "eager")
     score = lambda s: (sum(a == b for a, b in zip(s, wanted, strict=True)), str(s))
     return max(settings, key=score, default=None)
 

@@ -11,10 +11,14 @@ from rich.text import Text
 
 from analysis import figures, load, metric_load, metric_tables, render, tables
 from analysis.crossover import crossover_table
-from analysis.effects import ratio_matrix, spread
+from analysis.effects import effects_table
+from analysis.headline import headline
+from analysis.identity import floors_table, identity_table
 from analysis.load import MEASURES, of
 from analysis.paper import beside
+from analysis.ratios import ratio_matrix, spread
 from analysis.scaling import fits_table, slopes_table
+from analysis.shapley import shapley_table
 from analysis.wording import between, number
 from bench.cli import Parser
 from bench.records import RecordError, Run, read_run
@@ -59,6 +63,22 @@ class Results:
         return {m: crossover_table(self.curves[m], m) for m in MEASURES}
 
     @cached_property
+    def floors(self):
+        return floors_table(self)
+
+    @cached_property
+    def identity(self):
+        return identity_table(self)
+
+    @cached_property
+    def effects(self):
+        return effects_table(self)
+
+    @cached_property
+    def shapley(self):
+        return shapley_table(self)
+
+    @cached_property
     def paper(self):
         return beside(self)
 
@@ -93,14 +113,14 @@ def write(run_dir):
 def sentences(results):
     """What the run says, in plain sentences made from its data alone."""
     if results.records.empty:
-        return ["This run holds no record yet."]
-    found = []
+        return headline(results)
+    found = headline(results)
     for measure in ("time", "memory"):
         for setting in sorted({key[0] for key in results.curves[measure]}):
             found += _winner(results, setting, measure)
             found += _effect(results, setting, measure)
     found += _caches(results)
-    return [*found, *_parity(results), *_absent(results), *_failed(results), *_incomplete(results)]
+    return [*found, *_parity(results), *_absent(results), *_failed(results), *incomplete(results)]
 
 
 def _winner(results, setting, measure):
@@ -225,7 +245,7 @@ def _modes(results, group):
     return f" in {' and '.join(dict.fromkeys(group['mode']))}"
 
 
-def _incomplete(results):
+def incomplete(results):
     planned, rounds = results.run.plan.get("cells") or [], results.run.plan.get("rounds") or 1
     have = {tuple(row[name] for name in load.CELL): row for _, row in results.cells.iterrows()}
     missing = 0

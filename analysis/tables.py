@@ -5,6 +5,7 @@ from collections import Counter
 
 import pandas as pd
 
+from analysis import effects_tables
 from analysis.load import MODES, Setting, impl_order
 from analysis.render import markdown, rich_table
 from analysis.wording import between, brief, crossing, interval, number
@@ -28,6 +29,9 @@ def write(results, folder):
         "cells": results.cells,
         "ratios": _joined(results.matrix),
         "implementation_effect": _joined(results.spread),
+        "identity": results.identity,
+        "effects": results.effects,
+        "shapley": results.shapley,
         "fits": _joined(results.fits),
         "slopes": _joined(results.slopes),
         "crossovers": _joined(results.crossovers),
@@ -51,6 +55,9 @@ def pages(results):
         "caches": caches(results.cells),
         "winners": winners(results, "time") + winners(results, "memory"),
         "ratios": [s for m in ("time", "memory") for s in matrices(results.matrix[m], m)],
+        "identity": effects_tables.identity(results.identity),
+        "effects": effects_tables.effects(results.effects),
+        "shapley": effects_tables.shapley(results.shapley),
         "crossovers": across(results),
         "fits": [("Scaling fits", fits(_joined(results.fits)))],
         "slopes": [("Local slopes, d ln y / d ln L", slopes(_joined(results.slopes)))],

@@ -60,6 +60,13 @@ def cases(impl, device, dtype):
     found.append(
         ("causal_attention, one query", partial(_forward, few, decode.inputs(dtype, device)))
     )
+    rows = attention.inputs(dtype, device)
+    statistics = partial(kernels.attention_statistics, impl=impl)
+    found.append(("attention_statistics", partial(_statistics, statistics, rows["q"], rows["k"])))
+    operands = scan.inputs(dtype, device)
+    statistics = partial(kernels.scan_statistics, delta_softplus=True, impl=impl)
+    steps = [operands[name] for name in ("delta", "A", "B", "C", "delta_bias")]
+    found.append(("scan_statistics", partial(_statistics, statistics, *steps)))
     found.append(("selective_state_update", partial(_state_update, impl, scan, dtype, device)))
     found.append(("causal_conv1d_update", partial(_conv_update, impl, conv, dtype, device)))
     return found
@@ -68,6 +75,10 @@ def cases(impl, device, dtype):
 def _forward(compute, inputs):
     with torch.no_grad():
         return [compute(**inputs)]
+
+
+def _statistics(compute, *operands):
+    return list(compute(*operands))
 
 
 def _gradients(compute, inputs):

@@ -20,6 +20,11 @@ from models.build import parameter_counts
 from models.tokenizer import load
 
 PAPER_SESSIONS = 4
+_COMMON = ("hidden_size", "num_hidden_layers", "vocab_size")
+FLOOR_SIZES = {  # what `kernels.roofline.model_floor` reads, by transformers' names
+    "mamba": (*_COMMON, "state_size", "conv_kernel", "expand", "time_step_rank"),
+    "llama": (*_COMMON, "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
+}  # fmt: skip
 
 
 def make_plan(options, command=""):
@@ -115,7 +120,8 @@ def _architecture(arch, options, tokenizer):
             f"--seqlens {longest}: {needs}{arch} has {positions:,} positions (preset {options['preset']})"
         )
     return {"total": counts.total, "embedding": counts.embedding, "other": counts.other} | {
-        "sizes": sizes(config, counts)
+        "sizes": sizes(config, counts),
+        "config": {name: getattr(config, name) for name in FLOOR_SIZES[arch]},
     }
 
 

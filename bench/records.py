@@ -111,8 +111,15 @@ def _finite(value):
     return value
 
 
-def read_records(path):
-    """The records of a `records.jsonl`, without a torn last line; RecordError for a broken one before it."""
+def read_records(path, skipped=None):
+    """The records of a `records.jsonl`, without a torn last line.
+
+    Args:
+        skipped: None, or a list that takes a sentence for every broken line, which is left out then.
+
+    Raises:
+        RecordError: a broken line before the last one, and `skipped` is None.
+    """
     path = Path(path)
     if not path.exists():
         return []
@@ -121,17 +128,20 @@ def read_records(path):
     for number, line in enumerate(lines[:-1], 1):
         try:
             record = json.loads(line)
-            Cell(**record["cell"])
+            hash(Cell(**record["cell"]))
             if record["status"] not in STATUSES or not isinstance(record["round"], int):
                 raise ValueError("status or round is wrong")
         except (ValueError, KeyError, TypeError) as error:
-            raise RecordError(f"{path}, line {number}: not a record: {error}") from None
+            if skipped is None:
+                raise RecordError(f"{path}, line {number}: not a record: {error}") from None
+            skipped.append(f"{path.name}, line {number}: not a record: {error}")
+            continue
         records.append(record)
     return records
 
 
-def read_run(path):
-    """Read plan.json, machine.json and records.jsonl of a run directory."""
+def read_run(path, skipped=None):
+    """Read plan.json, machine.json and records.jsonl of a run directory; arguments as in `read_records`."""
     path = Path(path)
     found = {}
     for name in ("plan", "machine"):
@@ -142,7 +152,7 @@ def read_run(path):
             raise RecordError(f"{path} holds no {name}.json, so it is no run") from None
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise RecordError(f"{file}: not readable as JSON: {error}") from None
-    return Run(path, found["plan"], found["machine"], latest(read_records(path / NAME)))
+    return Run(path, found["plan"], found["machine"], latest(read_records(path / NAME, skipped)))
 
 
 def latest(records):

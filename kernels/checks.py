@@ -61,3 +61,17 @@ def check_cu_seqlens(cu_seqlens, like, tokens):
         bounds = cu_seqlens.tolist()
         if bounds[0] != 0 or bounds[-1] != tokens or sorted(bounds) != bounds:
             raise ValueError(f"cu_seqlens must rise from 0 to {tokens}, got {bounds}")
+
+
+def check_statistics(top_k, span_threshold):
+    """Require what the operators of statistics take: a positive count, and a weight between 0 and 1."""
+    if not isinstance(top_k, int) or isinstance(top_k, bool):
+        raise TypeError(f"top_k must be an int, got {type(top_k).__name__}")
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    if not isinstance(span_threshold, (int, float)):
+        raise TypeError(f"span_threshold must be a number, got {type(span_threshold).__name__}")
+    if not 0 < span_threshold < 1:
+        raise ValueError(
+            f"span_threshold must lie between 0 and 1, both excluded, got {span_threshold!r}"
+        )

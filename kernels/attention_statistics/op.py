@@ -59,7 +59,7 @@ def attention_statistics(
         positions = torch.arange(seqlen_k - seqlen_q, seqlen_k, device=q.device)
     else:
         _check_positions(positions, q, seqlen_k)
-    _check_thresholds(top_k, span_threshold)
+    checks.check_statistics(top_k, span_threshold)
     softmax_scale = headdim**-0.5 if softmax_scale is None else softmax_scale
     checks.check_scale("softmax_scale", softmax_scale)
     if softmax_scale <= 0:
@@ -81,17 +81,4 @@ def _check_positions(positions, q, seqlen_k):
     if first < 0 or last >= seqlen_k:
         raise ValueError(
             f"positions must be those of keys, 0 to {seqlen_k - 1}, got {first} to {last}"
-        )
-
-
-def _check_thresholds(top_k, span_threshold):
-    if not isinstance(top_k, int) or isinstance(top_k, bool):
-        raise TypeError(f"top_k must be an int, got {type(top_k).__name__}")
-    if top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}")
-    if not isinstance(span_threshold, (int, float)):
-        raise TypeError(f"span_threshold must be a number, got {type(span_threshold).__name__}")
-    if not 0 < span_threshold < 1:
-        raise ValueError(
-            f"span_threshold must lie between 0 and 1, both excluded, got {span_threshold!r}"
         )

@@ -3,10 +3,9 @@
 import torch
 
 from kernels import checks
-from kernels.attention_statistics.op import _check_thresholds
 from kernels.implementations import check_impl, find
 from kernels.scan_statistics.reference import ScanStatistics
-from kernels.selective_scan.op import _check_operands
+from kernels.selective_scan.op import check_operands
 from profiles.ranges import annotate
 
 LEVELS = ("state", "channel")
@@ -60,7 +59,7 @@ def scan_statistics(
     """
     check_impl(impl)
     B, C = check_scan("scan_statistics", impl, delta, A, B, C, delta_bias, delta_softplus)
-    _check_thresholds(top_k, span_threshold)
+    checks.check_statistics(top_k, span_threshold)
     if level not in LEVELS:
         raise ValueError(f"level must be one of {', '.join(LEVELS)}, got {level!r}")
     if level == "channel":
@@ -83,7 +82,7 @@ def check_scan(operator, impl, delta, A, B, C, delta_bias, delta_softplus):
         raise ValueError(
             f"delta must have at least one batch, channel and token, got {tuple(delta.shape)}"
         )
-    _, B, C = _check_operands("delta", delta, delta, A, B, C, None, None, delta_bias, delta_softplus)  # fmt: skip
+    _, B, C = check_operands("delta", delta, delta, A, B, C, None, None, delta_bias, delta_softplus)  # fmt: skip
     checks.check_no_gradient(
         operator, impl, delta, A, B, C, delta_bias, remedy="no implementation has: detach them"
     )

@@ -65,7 +65,7 @@ def selective_scan(
     batch, dim, seqlen = u.shape
     if u.numel() == 0:
         raise ValueError(f"u must have at least one batch, channel and token, got {tuple(u.shape)}")
-    dstate, B, C = _check_operands("delta", u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    dstate, B, C = check_operands("delta", u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     check_cu_seqlens(cu_seqlens, u, seqlen)
     if initial_state is not None:
         sequences = batch if cu_seqlens is None else len(cu_seqlens) - 1
@@ -98,7 +98,7 @@ def selective_scan(
     return found if len(found) > 1 else y
 
 
-def _check_operands(step, u, delta, A, B, C, D, z, delta_bias, delta_softplus):
+def check_operands(step, u, delta, A, B, C, D, z, delta_bias, delta_softplus):
     """Check what both operators take, calling the step size `step`; returns dstate, and B and C by group."""
     dim = u.shape[1]
     check_tensor(step, delta, u.shape, like=u)
@@ -160,7 +160,7 @@ def selective_state_update(
     if x.numel() == 0:
         raise ValueError(f"x must have at least one batch and channel, got {tuple(x.shape)}")
     B, C = (t.unsqueeze(-1) if isinstance(t, torch.Tensor) else t for t in (B, C))
-    dstate, B, C = _check_operands("dt", x, dt, A, B, C, D, z, dt_bias, dt_softplus)
+    dstate, B, C = check_operands("dt", x, dt, A, B, C, D, z, dt_bias, dt_softplus)
     B, C = B[..., 0], C[..., 0]
     check_tensor("state", state, (batch, dim, dstate), like=x)
     operands = (state, x, dt, A, B, C, D, z, dt_bias)

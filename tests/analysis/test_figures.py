@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from analysis import figures
+from analysis.figure_labels import apart
 from tests.analysis.simulate import Simulation
 
 NAMES = {f"{kind}{measure}" for kind in ("", "ratio_", "slopes_") for measure in ("time", "memory")}
@@ -34,7 +35,7 @@ def test_partial_runs_draw_what_they_can(changed, expected, results, tmp_path):
 
 
 def test_labels_at_line_ends_do_not_touch():
-    heights = figures._apart([0.10, 0.11, 0.12, 0.50, 0.90], 0.05)
+    heights = apart([0.10, 0.11, 0.12, 0.50, 0.90], 0.05)
     assert np.diff(heights).min() >= 0.05 - 1e-12
     assert heights[3:] == [0.50, 0.90]
     assert np.mean(heights[:3]) == pytest.approx(0.11)
