@@ -1,0 +1,187 @@
+"""The answer of a run in a few sentences, made from its data alone: how much is architecture, how much implementation.
+
+Every ratio names who takes longer, so a factor above 1 explains the difference and one below 1 works against it.
+What a run cannot conclude is said as well: implementations without times, a single round, peaks that are missing.
+"""
+
+import math
+
+import numpy as np
+
+from analysis.effects import GROUP
+from analysis.identity import ARCHITECTURES
+from analysis.load import impl_order, of
+from analysis.paper import LENGTH, nearest_setting
+from analysis.shapley import END, START, SWITCHES
+from analysis.wording import interval, number
+
+NAMES = {"llama": "LLaMA", "mamba": "Mamba"}
+TASKS = {"decode": "For a token after {} tokens", "train": "To train on {} tokens"}
+
+
+def headline(results):
+    """What a run says about architecture and implementation: a list of plain sentences, the answer first.
+
+    It speaks of the setting nearest to the paper's, of each mode that was measured, at the length nearest to the
+    paper's 4,096 tokens that has a ratio.
+
+    Args:
+        results: `analysis.summary.Results`.
+    """
+    if results.records.empty:
+        return ["This run holds no record yet."]
+    modes = list(dict.fromkeys(results.cells["mode"]))
+    found = [sentence for mode in modes for sentence in _mode(results, mode)]
+    return [*found, *_untimed(results)]
+
+
+def _mode(results, mode):
+    """The sentences of one mode."""
+    curves = {key: curve for key, curve in results.curves["time"].items() if key[0].mode == mode}
+    timed = {key[1] for key, curve in curves.items() if _has_times(curve)}
+    task = f" in {mode}" if results.cells["mode"].nunique() > 1 else ""
+    if len(timed) < 2:
+        return [_incomparable(results.cells, mode, timed, {key[1] for key in curves}, task)]
+    here = of(results.identity, nearest_setting(results, mode))
+    measured = here[np.isfinite(here.ratio) & (here.ratio > 0)]
+    if measured.empty:
+        return [
+            f"LLaMA and Mamba share no length{task} at which both have a time in the same round."
+        ]
+    best = measured[measured.best]
+    chosen = next(rows for rows in (measured[measured.paper], best, measured) if len(rows))
+    row = chosen.loc[(np.log(chosen.seqlen.astype(float)) - math.log(LENGTH)).abs().idxmin()]
+    text = f"{_compared(row, mode)} {_split(row)}"
+    if row.best:
+        text += " This pairing is best against best."
+    elif len(best := best[best.seqlen == row.seqlen]):
+        text += f" Best against best: {_relation(best.iloc[0])}."
+    pair = here[(here.llama_impl == row.llama_impl) & (here.mamba_impl == row.mamba_impl)]
+    return [text, *_walked(results.shapley, row), *_out(pair), *_single(row)]
+
+
+def _compared(row, mode):
+    """Who takes longer, and how much."""
+    task = TASKS.get(mode, "At {} tokens").format(f"{row.seqlen:,}")
+    return f"{task} {_relation(row)}."
+
+
+def _relation(row):
+    if row.winner in ("equivalent", "undecided"):
+        sides = f"{_side(row, 'llama')} and {_side(row, 'mamba')}"
+        same = (
+            "take the same time"
+            if row.winner == "equivalent"
+            else "differ by no more than this run can tell"
+        )
+        return f"{sides} {same}, LLaMA / Mamba = {interval(row.ratio, row.low, row.high)}"
+    slow, fast = _order(row)
+    return f"{_side(row, slow)} takes {_times(row)} as long as {_side(row, fast)}"
+
+
+def _split(row):
+    """The exact identity in words, in the direction of `_compared`."""
+    if math.isnan(row.architecture):
+        return f"How much of it is architecture cannot be concluded, because {row.reason}."
+    turn = (lambda v: v) if _order(row)[0] == "llama" else (lambda v: 1 / v)
+    if row.architecture_least < row.architecture_most:
+        least, most = sorted(turn(v) for v in (row.architecture_least, row.architecture_most))
+        return (
+            f"Architecture explains between {number(least)}x and {number(most)}x, implementation the rest: "
+            f"only bounds, because no peak was measured for {_lacking(row)}."
+        )
+    parts = {"architecture": turn(row.architecture), "implementation": turn(row.implementation)}
+    if row.winner in ("equivalent", "undecided"):
+        alone = ", ".join(f"by {name} alone {number(value)}" for name, value in parts.items())
+        return f"It would be {alone}."
+    (first, larger), (second, smaller) = sorted(parts.items(), key=lambda part: part[1] < 1)
+    text = f"{first.capitalize()} explains {number(larger)}x, {second} "
+    return text + (
+        f"{number(smaller)}x." if smaller >= 1 else f"works against it ({number(smaller)}x)."
+    )
+
+
+def _lacking(row):
+    """`the exponential work of Mamba and LLaMA`."""
+    terms = {arch: row[f"{arch}_missing"] for arch in ARCHITECTURES if row[f"{arch}_missing"]}
+    work = " and ".join(dict.fromkeys(t for text in terms.values() for t in text.split(", ")))
+    return f"the {work} work of {' and '.join(NAMES[arch] for arch in terms)}"
+
+
+def _walked(table, row):
+    """The switches between the paper's pairing and the best one, where there are several."""
+    here = (table[[*GROUP, "seqlen"]] == [row[name] for name in (*GROUP, "seqlen")]).all(axis=1)
+    rows = table[here].set_index("switch")
+    turned = rows[rows.index.isin(SWITCHES) & rows.effect.notna()]
+    if len(turned) < 2:
+        return
+    steps = [
+        f"{name} ({r.before} to {r.after}) {number(r.factor)}x" for name, r in turned.iterrows()
+    ]
+    steps = f"{', '.join(steps[:-1])} and {steps[-1]}"
+    start, end = (number(rows.loc[name].factor) for name in (START, END))
+    yield f"From the paper's pairing to the best one LLaMA / Mamba goes from {start} to {end}: {steps}."
+
+
+def _out(pair):
+    """From where one side of a pairing ran out of memory and the other did not."""
+    for arch, ratio in (("llama", math.inf), ("mamba", 0)):
+        rows = pair[pair.ratio == ratio]
+        if len(rows):
+            row = rows.loc[rows.seqlen.idxmin()]
+            other = next(name for name in ARCHITECTURES if name != arch)
+            yield f"From {row.seqlen:,} tokens {_side(row, arch)} runs out of memory and {_side(row, other)} does not."
+
+
+def _single(row):
+    if row.rounds < 2:
+        yield "One round has no interval and so no verdict: these are single observations."
+
+
+def _incomparable(cells, mode, timed, tried, task):
+    out = cells[(cells["mode"] == mode) & (cells.status == "oom")]
+    names = " and ".join(NAMES[arch] for arch in sorted(out.arch.unique()))
+    end = f"nothing is compared ({names} ran out of memory)." if names else "nothing is compared."
+    if not timed:
+        return f"No time was measured{task}: {end}"
+    verb = "was measured" if len(tried) == 1 else "has times"
+    return f"Only {NAMES[min(timed)]} {verb}{task}: {end}"
+
+
+def _untimed(results):
+    """The implementations about which nothing can be concluded."""
+    timed = {key[1:] for key, curve in results.curves["time"].items() if _has_times(curve)}
+    asked = dict.fromkeys(zip(results.cells.impl, results.cells.arch, strict=True))
+    missing = {}
+    for impl, arch in sorted(asked, key=lambda pair: impl_order(pair[0])):
+        if (arch, impl) not in timed:
+            missing.setdefault(impl, []).append(NAMES[arch])
+    if missing:
+        names = [f"{impl} ({' and '.join(archs)})" for impl, archs in missing.items()]
+        yield f"What would change with {', '.join(names)} cannot be concluded: no times here."
+
+
+def _has_times(curve):
+    return bool(np.isfinite(curve.to_numpy(dtype=float)).any())
+
+
+def _order(row):
+    """(the slower architecture, the faster one)."""
+    return (
+        ("llama", "mamba")
+        if row.ratio >= 1 or row.winner in ("equivalent", "undecided")
+        else ("mamba", "llama")
+    )
+
+
+def _side(row, arch):
+    return f"{NAMES[arch]} ({row[f'{arch}_impl']})"
+
+
+def _times(row):
+    """`1.6x [1.5, 1.7]`, the slower over the faster."""
+    values = row.ratio, row.low, row.high
+    if row.ratio < 1:
+        values = 1 / row.ratio, 1 / row.high, 1 / row.low
+    value, _, limits = interval(*values).partition(" ")
+    return f"{value}x {limits}".rstrip()
