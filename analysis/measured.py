@@ -60,7 +60,7 @@ class Series:
 
     def by_position(self):
         """(positions,) the mean over heads, states or probes."""
-        return self.values.reshape(-1, len(self.positions)).mean(0)
+        return self.values.mean(tuple(range(self.values.dim() - 1)))
 
 
 def series(instrument, metric, values, positions=None, **options):
