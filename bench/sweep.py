@@ -1,7 +1,7 @@
 """Measure every architecture under every implementation, from the same weights on the same tokens.
 
 A run is a directory: plan.json, machine.json, records.jsonl (one line per cell and round, with raw samples), log.txt,
-references/ (what outputs are compared with), and the tables and figures that are drawn from them. Progress goes
+references/ (what outputs are compared with), and what is made from them: tables, figures and report.html. Progress goes
 to standard error, the final tables to standard output. Exit status: 0 complete, 2 bad input, 130 interrupted,
 1 otherwise.
 """
@@ -200,21 +200,24 @@ def represent(path, extent):
 
 
 def conclude(path, out):
-    """Draw the tables and figures of a complete run and print the tables."""
+    """Write the tables, figures and the report of a complete run, and print the tables."""
     from analysis import summary
+    from analysis.report.page import build
 
     console = Console(stderr=True)
     try:
         for renderable in summary.write(path):
             out.print(renderable)
+        report = build([path])
     except Exception as error:
         with (path / "log.txt").open("a") as log:
             traceback.print_exc(file=log)
         say(
             console,
-            f"error: the run is complete, its tables are not: {error}; see {path / 'log.txt'}",
+            f"error: the run is complete, its tables or report are not: {error}; see {path / 'log.txt'}",
         )
         return 1
+    out.print(f"report: {report}", highlight=False, soft_wrap=True)
     out.print(f"run: {path}", highlight=False)
     return 0
 

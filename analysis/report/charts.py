@@ -1,0 +1,319 @@
+"""The interactive figures of a report as Vega-Lite specifications, each with its words for those who cannot see it."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.effects import GROUP
+from analysis.load import Setting, impl_order, of
+from analysis.report import vega
+from analysis.wording import between, interval, number
+from bench.figure_style import COLOURS
+from bench.verdict import t_interval
+
+MEASURES = {
+    "time": ("Time of {}", "ms"),
+    "memory": ("Peak memory beyond the weights", "MiB"),
+    "energy": ("Energy of {}", "J"),
+}
+PASSES = {"prefill": "a forward", "decode": "a token", "train": "a training step"}
+PARTS = {"measured": "#666666", "architecture": "#3E7DB5", "implementation": "#E08214"}
+DIVERGING = ["#E08214", "#F7F7F7", "#3E7DB5"]  # as the pictures have it: blue where Mamba is better
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure: `spec` is Vega-Lite, `alt` says what it shows, and its values stand in a table of the same section."""
+
+    id: str
+    title: str
+    alt: str
+    spec: dict
+    kind: str = "chart"
+    linear: bool = True  # its axes may be switched to linear ones
+    still: str = ""  # what its picture shows of what the reader may choose
+
+
+def curves(results, setting, measure):
+    """Time, memory or energy over length, with intervals, floors and what ran out of memory; None without values."""
+    rows = list(_levels(results, setting, measure))
+    measured = [row for row in rows if row["value"] is not None]
+    if not measured:
+        return None
+    title, unit = MEASURES[measure]
+    title = title.format(PASSES.get(setting.mode, setting.mode)) + f", {unit}"
+    data = [{**row, "shown": _shown(row, unit)} for row in rows]
+    tips = [("series", "series"), ("tokens", "tokens"), ("shown", unit)]
+    if measure == "time":
+        data += _floors(results, setting)
+    layers = [
+        vega.layer("line", "!datum.floor", strokeWidth=2, enc={"strokeDash": vega.by_arch("strokeDash")}),
+        vega.layer("point", "!datum.floor && datum.value", filled=True, size=55, enc={"shape": vega.by_arch("shape")}),
+    ]  # fmt: skip
+    if any(row.get("low") and row["high"] < vega.WIDEST * row["low"] for row in data):
+        layers.insert(0, vega.band("!datum.floor && datum.low"))
+    if any(row.get("floor") for row in data):
+        grey = {"color": {"value": "#888888"}, "strokeDash": vega.by_arch("strokeDash")}
+        layers.append(vega.layer("line", "datum.floor", strokeWidth=1.3, enc=grey))
+    if any(row.get("status") == "oom" for row in data):
+        style = {"shape": "cross", "angle": 45, "size": 110, "filled": True}
+        layers.append(
+            vega.layer("point", "datum.status == 'oom'", **style, enc={"y": {"value": 6}})
+        )
+        layers[-1]["encoding"]["tooltip"] = vega.tooltips(tips)
+    layers.append(vega.hover(tips))
+    layers[0]["params"] = [
+        {"name": "pick", "select": {"type": "point", "fields": ["impl"]}, "bind": "legend"}
+    ]
+    for layer in layers:
+        if layer["mark"]["type"] in ("line", "area") and "color" not in layer["encoding"]:
+            picked = {"param": "pick", "value": layer["mark"].get("opacity", 1)}
+            layer["encoding"]["opacity"] = {"condition": picked, "value": 0.08}
+    encoding = vega.axes(data, title, setting) | {
+        "color": vega.by_impl({row["impl"] for row in rows}),
+        "detail": {"field": "series"},
+    }
+    return Chart(
+        _id(measure, setting),
+        f"{title}: {setting}",
+        _ends(measured, unit),
+        vega.spec(data, layers, encoding),
+    )
+
+
+def ratios(results, setting, measure):
+    """The ratio matrix at a length that the reader chooses; None without ratios."""
+    matrix = of(results.matrix[measure], setting)
+    matrix = matrix[matrix.ratio.notna()]
+    if matrix.empty:
+        return None
+    lengths = sorted(matrix.seqlen.unique().tolist())
+    logs = np.log(matrix.ratio[np.isfinite(matrix.ratio) & (matrix.ratio > 0)])
+    most = max(float(logs.abs().max()) if len(logs) else 0, 0.1)
+    data = [
+        {
+            "tokens": r.seqlen, "llama": r.llama_impl, "mamba": r.mamba_impl, "best": bool(r.best),
+            "level": float(np.clip(np.log(r.ratio) if r.ratio > 0 else -most, -most, most)),
+            "brief": between(r).split(" [")[0], "shown": between(r), "winner": r.winner,
+        }
+        for r in matrix.itertuples()
+    ]  # fmt: skip
+    tips = [
+        ("llama", "llama"),
+        ("mamba", "mamba"),
+        ("shown", "llama / mamba"),
+        ("winner", "winner"),
+    ]
+    level = {"field": "level", "type": "quantitative", "legend": None}
+    level["scale"] = {"domain": [-most, 0, most], "range": DIVERGING}
+    layers = [
+        vega.layer("rect", "true", stroke="white", enc={"color": level}),
+        vega.layer("rect", "datum.best", filled=False, stroke="black", strokeWidth=2),
+        vega.layer("text", "true", fontSize=13, color="black", enc={"text": {"field": "brief"}}),
+    ]
+    impls = {
+        arch: sorted({row[arch] for row in data}, key=impl_order) for arch in ("mamba", "llama")
+    }
+    side = lambda arch, orient: {
+        "field": arch, "type": "nominal", "sort": impls[arch], "title": f"{arch} under",
+        "axis": {"labelAngle": 0, "orient": orient},
+    }  # fmt: skip
+    encoding = {
+        "x": side("mamba", "top"),
+        "y": side("llama", "left"),
+        "tooltip": vega.tooltips(tips),
+    }
+    spec = vega.spec(data, layers, encoding, height=46 * len(impls["llama"]))
+    spec |= vega.choice("tokens", lengths[-1], lengths)
+    said = [
+        f"llama {d['llama']} / mamba {d['mamba']} {d['shown']}"
+        for d in data
+        if d["tokens"] == lengths[-1]
+    ]
+    return Chart(
+        _id("ratio", setting, measure),
+        f"{measure.capitalize()} of llama / mamba: {setting}. Above 1, in blue, Mamba is better; framed: best "
+        "against best.",
+        f"Ratio matrix at {lengths[-1]:,} tokens: {'; '.join(said)}.",
+        spec,
+        linear=False,
+        still=f"at {lengths[-1]:,} tokens",
+    )
+
+
+def split(results, setting):
+    """The measured ratio and the two factors that it is made of, over length, for a chosen pairing; None without."""
+    table = of(results.identity, setting)
+    table = table[np.isfinite(table.ratio) & (table.ratio > 0) & table.architecture.notna()]
+    if table.empty:
+        return None
+    ends = {
+        "measured": ("ratio", "low", "high"),
+        "architecture": ("architecture", "architecture_least", "architecture_most"),
+        "implementation": ("implementation", "implementation_low", "implementation_high"),
+    }
+    data = [
+        {
+            "tokens": r.seqlen, "pairing": f"llama {r.llama_impl} / mamba {r.mamba_impl}", "part": part,
+            **_numbers(*(getattr(r, name) for name in names)), "shown": interval(*(getattr(r, name) for name in names)),
+        }
+        for r in table.itertuples()
+        for part, names in ends.items()
+    ]  # fmt: skip
+    top = table[table.seqlen == table.seqlen.max()]
+    row = next(rows for rows in (top[top.paper], top[top.best], top) if len(rows)).iloc[0]
+    start = f"llama {row.llama_impl} / mamba {row.mamba_impl}"
+    spec = _factors(data, "part", list(PARTS.items()), setting)
+    pairings = list(dict.fromkeys(d["pairing"] for d in data))
+    spec |= vega.choice("pairing", start, pairings)
+    at = [
+        f"{d['part']} {d['shown']}"
+        for d in data
+        if (d["pairing"], d["tokens"]) == (start, row.seqlen)
+    ]
+    return Chart(
+        _id("split", setting), f"llama / mamba in time = architecture x implementation: {setting}",
+        f"{start} at {row.seqlen:,} tokens: {', '.join(at)}. Above 1 it favours Mamba.", spec,
+        still=f"({start})",
+    )  # fmt: skip
+
+
+def effects(results, group, measure):
+    """The main effects of the factorial over length; None without any."""
+    table = results.effects
+    here = (table[GROUP] == list(group)).all(axis=1) & (table.measure == measure)
+    table = table[here & np.isfinite(table.factor) & ~table.term.str.contains(" x ", regex=False)]
+    if table.empty:
+        return None
+    data = [
+        {
+            "tokens": r.seqlen, "part": f"{r.term}: {r.contrast}", **_numbers(r.factor, r.low, r.high),
+            "shown": f"{interval(r.factor, r.low, r.high)} ({r.verdict})",
+        }
+        for r in table.itertuples()
+    ]  # fmt: skip
+    names = dict.fromkeys(d["part"] for d in data)
+    colour = lambda part: next(
+        (c for i, c in COLOURS.items() if f": {i} / mean" in part), "#666666"
+    )
+    setting = Setting(group[0], group[1], "", group[2], "")
+    title = f"Effects on {measure}: {group[0]}, batch {group[1]}, {group[2]}"
+    alt = f"At {data[-1]['tokens']:,} tokens: " + "; ".join(
+        f"{d['part']} {d['shown']}" for d in data if d["tokens"] == data[-1]["tokens"]
+    )
+    spec = _factors(data, "part", [(name, colour(name)) for name in names], setting)
+    return Chart(_id("effects", setting, measure), title, alt, spec)
+
+
+def roofline(results, setting):
+    """The share of the floor that each cell reaches; None without floors or times."""
+    floors = of(results.floors, setting)
+    floors = {(r.arch, r.seqlen): r for r in floors.itertuples() if not math.isnan(r.floor_ms)}
+    cells = of(results.cells, setting)
+    cells = cells[(cells.status == "ok") & (cells.time_ms > 0)]
+    data = []
+    for r in cells.itertuples():
+        if floor := floors.get((r.arch, r.seqlen)):
+            value = 100 * floor.floor_ms / r.time_ms
+            note = f", without {floor.missing}" if floor.missing else ""
+            times = f"{number(floor.floor_ms)} of {number(r.time_ms)} ms"
+            shown = f"{number(value)} % of the floor, {times} ({floor.bound}{note})"
+            data.append(_point(r, value) | {"shown": shown})
+    if not data:
+        return None
+    layers = [
+        vega.rule(100),
+        vega.layer("line", "true", strokeWidth=2, enc={"strokeDash": vega.by_arch("strokeDash")}),
+        vega.layer("point", "true", filled=True, size=55, enc={"shape": vega.by_arch("shape")}),
+        vega.hover([("series", "series"), ("tokens", "tokens"), ("shown", "reaches")]),
+    ]
+    encoding = vega.axes([*data, {"value": 100}], "share of the floor, %", setting) | {
+        "color": vega.by_impl({row["impl"] for row in data}),
+        "detail": {"field": "series"},
+    }
+    return Chart(
+        _id("roofline", setting),
+        f"Share of the floor on the measured peaks: {setting}",
+        _ends(data, "%"),
+        vega.spec(data, layers, encoding),
+    )
+
+
+def _levels(results, setting, measure):
+    """One row per cell that was tried: value, low, high (None where there is none)."""
+    cells = of(results.cells, setting)
+    cells = cells[cells.status.isin(["ok", "oom"])]
+    for r in cells.itertuples():
+        values = {
+            "time": lambda r=r: (r.time_ms, r.time_low, r.time_high),
+            "memory": lambda r=r: (r.memory_bytes / 2**20, math.nan, math.nan),
+            "energy": lambda r=r: _energy(results, setting, r),
+        }[measure]()
+        yield _point(r, *(values if r.status == "ok" else [math.nan])) | {"status": r.status}
+
+
+def _energy(results, setting, cell):
+    table = of(results.records, setting)
+    here = (table.arch == cell.arch) & (table.impl == cell.impl) & (table.seqlen == cell.seqlen)
+    values = table[here].energy_j.astype(float).dropna()
+    return tuple(np.exp(t_interval(np.log(values[values > 0]))))
+
+
+def _floors(results, setting):
+    for r in of(results.floors, setting).itertuples():
+        if not math.isnan(r.floor_ms):
+            lacks = f", without {r.missing}" if r.missing else ""
+            yield {
+                "tokens": r.seqlen, "arch": r.arch, "series": f"floor of {r.arch}", "floor": True, "value": r.floor_ms,
+                "shown": f"{number(r.floor_ms)} ({r.bound}{lacks})",
+            }  # fmt: skip
+
+
+def _point(cell, value, low=math.nan, high=math.nan):
+    names = {"arch": cell.arch, "impl": cell.impl, "series": f"{cell.arch} {cell.impl}"}
+    return {"tokens": cell.seqlen, **names, **_numbers(value, low, high)}
+
+
+def _numbers(value, low, high):
+    """The three as JSON has them: None for what is not finite, and where a logarithm has no place for it."""
+    found = {"value": value, "low": low, "high": high}
+    found = {n: float(v) if math.isfinite(v) and v > 0 else None for n, v in found.items()}
+    return found if found["low"] and found["high"] else {**found, "low": None, "high": None}
+
+
+def _shown(row, unit):
+    if row["status"] == "oom":
+        return "out of memory"
+    low, high = (math.nan if row[n] is None else row[n] for n in ("low", "high"))
+    return interval(math.nan if row["value"] is None else row["value"], low, high)
+
+
+def _ends(rows, unit):
+    last = max(row["tokens"] for row in rows)
+    here = sorted((row["value"], row["series"]) for row in rows if row["tokens"] == last)
+    values = ", ".join(f"{series} {number(value)} {unit}" for value, series in here)
+    return f"Lines over length. At {last:,} tokens: {values}."
+
+
+def _factors(data, field, colours, setting):
+    """Lines of factors over length with their bands and a rule at 1."""
+    names, range_ = zip(*colours, strict=True)
+    title = "factor"
+    layers = [
+        vega.rule(1),
+        vega.layer("line", "true", strokeWidth=2),
+        vega.layer("point", "true", filled=True, size=45),
+        vega.hover([("part", "of"), ("tokens", "tokens"), ("shown", "factor")]),
+    ]
+    if any(row["low"] and row["high"] < vega.WIDEST * row["low"] for row in data):
+        layers.insert(1, vega.band("datum.low"))
+    colour = {"field": field, "type": "nominal", "scale": {"domain": names, "range": range_}}
+    colour["legend"] = vega.LEGEND | {"labelLimit": 260}
+    return vega.spec(
+        data, layers, vega.axes([*data, {"value": 1}], title, setting) | {"color": colour}
+    )
+
+
+def _id(name, setting, *more):
+    return "-".join(str(part).replace(" ", "-") for part in (name, *more, *setting) if part != "")

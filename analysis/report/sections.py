@@ -1,0 +1,208 @@
+"""What stands in each section of a report: text, figures, tables and pictures, as plain values for the template."""
+
+import base64
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from analysis import metric_figures, metric_load, metric_tables, summary
+from analysis.effects import GROUP
+from analysis.headline import headline
+from analysis.load import Setting
+from analysis.report import charts
+from analysis.wording import number
+from bench.compare import REGRESSED, compare, machine_differences, not_compared
+
+MOST_ROWS = 300  # of a table on the page
+MOST_PICTURES = 1 << 19  # bytes of all pictures of the representation
+FAILED = ("unavailable", "oom", "timeout", "error", "interpreted")
+
+
+@dataclass(frozen=True)
+class Text:
+    lines: list
+    kind: str = "text"
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    frame: pd.DataFrame
+    kind: str = "table"
+
+    @property
+    def rows(self):
+        return self.frame.head(MOST_ROWS).astype(str).values.tolist()
+
+
+@dataclass(frozen=True)
+class Fold:
+    title: str
+    tables: list
+    kind: str = "fold"
+
+
+@dataclass(frozen=True)
+class Picture:
+    title: str
+    data: str
+    kind: str = "picture"
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    parts: list
+
+    @property
+    def id(self):
+        return "".join(c if c.isalnum() else "-" for c in self.title.lower())
+
+
+def answer(results):
+    """The headline, and what else the run says in sentences."""
+    said = [Text(headline(results), "lead")]
+    more = [line for line in summary.sentences(results) if line not in said[0].lines]
+    return [*said, Text(more)]
+
+
+def comparison(a, b, name_a, name_b):
+    """What run b is relative to run a: its headline, the machines, and a verdict on every common cell."""
+    found, missing = compare(a.run.records, b.run.records)
+    different = machine_differences(a.run.machine, b.run.machine)
+    counts = pd.Series([c.verdict for c in found], dtype=object).value_counts()
+    lines = [f"Of {name_b}: {line}" for line in headline(b)]
+    same = "The same machine and versions."
+    lines.append(f"Machines or versions differ: {different}." if different else same)
+    lines.append(
+        f"{len(found)} comparisons of {name_b} relative to {name_a}, simultaneous 95 % intervals: "
+        + (", ".join(f"{n} {verdict}" for verdict, n in counts.items()) or "no common cell")
+        + "."
+    )
+    rows = [
+        {
+            "cell": c.cell.id, "measure": c.measure, f"{name_b} / {name_a}": number(c.interval.ratio, 4),
+            "interval": f"[{number(c.interval.low, 4)}, {number(c.interval.high, 4)}]", "rounds": c.interval.n,
+            "verdict": f"{c.verdict}: {c.reason}" if c.reason else c.verdict,
+        }
+        for c in sorted(found, key=lambda c: (c.verdict not in REGRESSED, c.measure != "time"))
+    ]  # fmt: skip
+    lost = pd.DataFrame({f"A is {name_a}, B is {name_b}": list(not_compared(missing))})
+    return [
+        Text(lines),
+        Table("Cell by cell, regressions first", pd.DataFrame(rows)) if rows else None,
+        fold("Cells that are not compared", [("Cells that are not compared", lost)]),
+    ]
+
+
+def matrix(results, pages):
+    """The ratio matrices as figures and tables."""
+    drawn = [charts.ratios(results, s, m) for s in _settings(results) for m in ("time", "memory")]
+    return [
+        *drawn,
+        fold("The same implementation on both sides, and best against best", pages["winners"]),
+        fold("Every pair at every length", pages["ratios"]),
+    ]
+
+
+def fold(title, sections):
+    """Tables that are read when they are asked for; None without any."""
+    found = [Table(*section) for section in sections if len(section[1])]
+    return Fold(title, found) if found else None
+
+
+def curves(results, pages):
+    """Time, memory and energy over length, and what the figures show as tables."""
+    measures = [(s, m) for s in _settings(results) for m in charts.MEASURES]
+    drawn = [c for s, m in measures if (c := charts.curves(results, s, m)) is not None]
+    return [*drawn, fold("The values", [*map(_values, drawn), *pages.get("caches", ())])]
+
+
+def _values(chart):
+    """(title, what a figure shows as a table): a row for each length and a column for each line."""
+    rows = pd.DataFrame(chart.spec["data"]["values"])
+    table = rows.pivot(index="tokens", columns="series", values="shown").fillna("-")
+    table.insert(0, "tokens", [f"{n:,}" for n in table.index])
+    return chart.title, table
+
+
+def effects(results, pages):
+    """How much is architecture and how much implementation, by length."""
+    drawn = [charts.split(results, s) for s in _settings(results)]
+    groups = results.cells[GROUP].drop_duplicates().values
+    drawn += [charts.effects(results, g, m) for g in groups for m in ("time", "memory")]
+    names = {
+        "identity": "Time as architecture times implementation",
+        "effects": "Effects over all that was measured",
+        "shapley": "From the paper's pairing to the best one",
+    }
+    return [*drawn, *(fold(title, pages.get(name, ())) for name, title in names.items())]
+
+
+def roofline(results):
+    """How near every cell comes to its floor, and why a floor is missing."""
+    drawn = [charts.roofline(results, s) for s in _settings(results)]
+    reasons = [f"No floor: {reason}." for reason in results.floors.reason.unique() if reason]
+    return [*drawn, Text(reasons) if reasons else None]
+
+
+def absent(results):
+    """The cells without a time, equal reasons once."""
+    gone = results.cells[results.cells.status.isin(FAILED)]
+    rows = [
+        {
+            "arch": arch, "impl": impl, "mode": mode, "status": status,
+            "tokens": ", ".join(f"{n:,}" for n in sorted(group.seqlen.unique())), "reason": reason or "none recorded",
+        }
+        for (arch, impl, mode, status, reason), group in gone.groupby(
+            ["arch", "impl", "mode", "status", "reason"], sort=False
+        )
+    ]  # fmt: skip
+    return Table("Cells without a time, and why", pd.DataFrame(rows)) if rows else None
+
+
+def representation(path):
+    """The representation metrics of the run directory: sentences, pictures and tables."""
+    if not (path / metric_load.NAME).exists():
+        return [Text([f"Not measured in this run; `python -m analysis.metrics {path}` adds it."])]
+    records = metric_load.read(path / metric_load.NAME)
+    parts = [Text(metric_tables.sentences(records))]
+    with tempfile.TemporaryDirectory() as folder:
+        room = MOST_PICTURES
+        for picture in metric_figures.write(records, Path(folder)):
+            if (room := room - picture.stat().st_size) < 0:
+                parts.append(Text(["More pictures than fit on a page lie in figures/."]))
+                break
+            title = picture.stem.replace("_", " ")
+            parts.append(Picture(title, data_uri(picture.read_bytes(), "image/png")))
+    found = metric_tables.pages(metric_tables.Found(records))
+    return [*parts, *(fold(n.replace("_", " ").capitalize(), s) for n, s in found.items())]
+
+
+def machine(run):
+    """How to repeat a run, and what it ran on."""
+    machine, plan = run.machine, run.plan
+    facts = {k: v for k, v in machine.items() if not isinstance(v, dict)}
+    for name in ("gpu", "versions", "git", "peaks"):
+        facts |= {f"{name}: {k}": v for k, v in (machine.get(name) or {}).items()}
+    facts |= {k: plan.get(k) for k in ("created", "protocol", "preset", "rounds", "seed")}
+    facts["sessions"] = ", ".join((plan.get("tokens") or {}).get("sessions") or [])
+    rows = [(k, number(v, 4) if isinstance(v, float) else str(v)) for k, v in facts.items()]
+    revision = (machine.get("git") or {}).get("revision")
+    commands = [
+        f"git checkout {revision}" if revision else "# the revision was not recorded",
+        plan.get("command") or "# the command was not recorded",
+    ]
+    facts = Table("Machine, versions and plan", pd.DataFrame(rows, columns=["what", "value"]))
+    return [Text(["To repeat it:", *commands], "command"), facts]
+
+
+def _settings(results):
+    return [Setting(*key) for key in results.cells[list(Setting._fields)].drop_duplicates().values]
+
+
+def data_uri(content, kind):
+    """Bytes as an address that needs no network."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
