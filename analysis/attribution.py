@@ -29,7 +29,7 @@ from analysis.metric_load import (
     with_blocks,
 )
 from analysis.wording import number
-from bench.verdict import SAME, t_interval
+from bench.verdict import LEAST, SAME, t_interval
 
 PAIRED = {
     "softmax": ("implicit, per channel", "implicit, per state")
@@ -153,6 +153,8 @@ def _sides(values, checks):
     keys = ["arch", "instrument", "metric", "layer", "impl", "seed"]
     means = values.groupby(keys, sort=False).value.mean()  # over the parts of a unit
     for (arch, *name, layer, impl, seed), value in means.items():
+        if arch not in ARCHITECTURES:  # a comparison of the two is neither's metric
+            continue
         archs = found.setdefault((*name, layer), {})
         if arch not in archs:
             archs[arch] = Side(arch, name[0], {}, compared.get((arch, *name, layer), []))
@@ -256,6 +258,8 @@ def _verdict(row, sides):
         if low >= -SAME and high <= SAME:
             return "no difference", f"interval holds {equal}, within 2 %"
         return "undecided", f"interval holds {equal}"
+    if abs(mean) < LEAST:
+        return "no difference", "smaller than 1 %"
     return _attributed(sides, abs(mean))
 
 

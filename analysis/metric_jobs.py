@@ -22,8 +22,8 @@ from analysis.contributions import contribution_series
 from analysis.hidden_states import hidden_series
 from analysis.measured import check_finite
 from analysis.metric_plan import statistics_impl
+from analysis.shift_evaluation import compare, evaluate
 from analysis.shift_sessions import ShiftSessions
-from analysis.shifts import compare, evaluate
 from analysis.similarity import cka_matrix
 from analysis.states import state_series
 from bench.forward import TORCH_DTYPES, build_planned, precision
@@ -35,7 +35,6 @@ from models.gold import gold
 from models.observe import observing
 
 POINTS = 64  # of a profile over positions
-SHUFFLES = 8  # of the tokens, for the similarity that chance gives
 BASELINE = "hf"
 ALL = "blocks"  # the layer of what is judged over all of them
 NOT_HERE = (NotImplementedError, Unavailable)
@@ -94,7 +93,7 @@ class Metrics:
             "session": ("session_tokens",),
             "shifts": ("sessions", "session_tokens", "bootstrap"),
             "shift_difference": ("sessions", "session_tokens", "bootstrap"),
-            "similarity": (),
+            "similarity": ("shuffles",),
         }[job.kind]
         return {name: getattr(self.extent, name) for name in names}
 
@@ -220,7 +219,7 @@ class Metrics:
 
     def _similarity(self, job, groups):
         a, b = (self._states(*side, job.seqlen) for side in job.sides)
-        rows, columns, values, null = cka_matrix(a, b, shuffles=SHUFFLES)
+        rows, columns, values, null = cka_matrix(a, b, shuffles=self.extent.shuffles)
         cka = {"rows": rows, "columns": columns, "values": values.tolist(), "null": null.tolist()}
         return {"similarity": {"values": [], "profiles": [], "extra": {"cka": cka}}}
 

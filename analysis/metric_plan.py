@@ -30,6 +30,7 @@ class Extent:
         context: tokens of the gradient's context; probes and draws of the Hutchinson estimate.
         sessions: labelled sessions of the shift task; session_tokens of each, 0 for whole sessions.
         bootstrap: resamples of its intervals.
+        shuffles: of the tokens, for the similarity that chance gives.
     """
 
     seqlen: int
@@ -43,15 +44,16 @@ class Extent:
     sessions: int
     session_tokens: int
     bootstrap: int
+    shuffles: int
 
 
 SMALL = {
-    "cpu": Extent(256, 0, 5, 16, 16, 256, 5, 2, 8, 2048, 500),
-    "cuda": Extent(2048, 8192, 5, 64, 64, 2048, 5, 4, 80, 0, 1000),
+    "cpu": Extent(256, 0, 5, 16, 16, 128, 3, 1, 4, 2048, 500, 2),
+    "cuda": Extent(2048, 8192, 5, 64, 64, 2048, 5, 4, 80, 0, 1000, 3),
 }
 FULL = {
-    "cpu": Extent(1847, 8192, 5, 64, 64, 1847, 5, 4, 80, 0, 2000),
-    "cuda": Extent(8192, 32_768, 5, 256, 64, 8192, 5, 8, 160, 0, 2000),
+    "cpu": Extent(1847, 8192, 5, 64, 64, 1847, 5, 4, 80, 0, 2000, 3),
+    "cuda": Extent(8192, 32_768, 5, 256, 64, 8192, 5, 8, 160, 0, 2000, 3),
 }
 EXTENTS = {"small": SMALL, "full": FULL}
 
@@ -172,9 +174,9 @@ def _comparisons(options, seqlen):
 
 
 def statistics_impl(operator, device, dtype):
-    """The implementation of a statistics operator: the fastest for the device, in float64 that which takes it."""
-    order = ("torch",) if dtype == "fp64" else ("triton", "cpu", "torch")
-    usable = (n for n in order if (n == "triton") <= (device.type == "cuda"))
+    """The implementation of a statistics operator: the fastest for the device that takes the dtype."""
+    order = ("triton", "torch") if device.type == "cuda" else ("cpu", "torch")
+    usable = (n for n in order if (n, dtype) != ("triton", "fp64"))
     return next(name for name in usable if not why_unavailable(name, operator, device))
 
 

@@ -87,6 +87,7 @@ HELP = {
     "sessions": "labelled sessions of the shift task",
     "session_tokens": "tokens of each, 0 for whole sessions",
     "bootstrap": "resamples of the shift task's intervals",
+    "shuffles": "of the tokens, for the similarity that chance gives",
 }
 
 

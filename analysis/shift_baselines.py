@@ -13,11 +13,9 @@ and one transcript is enough. The mean of input embeddings is the window cosine 
 """
 
 import numpy as np
-import torch
 from scipy.sparse import csr_array
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 
-from analysis.shift_instruments import one_minus_cosine
 from analysis.shifts import described
 
 POSITION, TF_IDF, TEXTTILING = "position/", "tf-idf/", "texttiling/"
@@ -33,19 +31,19 @@ def baseline_scores(session, encoded, window=None):
     found = described(encoded, window)
     if found["candidates"]:
         words = counts([turn.text for turn in session.turns[: found["turns"]]])
+        at = np.asarray(encoded.starts)[found["candidates"]]
         weighted = TfidfTransformer(norm=None).fit_transform(words)
         found["scores"] = {
-            POSITION: position(encoded, found).tolist(),
+            POSITION: position(at, found["tokens"]).tolist(),
             TF_IDF: lexical_change(weighted, encoded, found).tolist(),
             TEXTTILING: depths(smoothed(1 - lexical_change(words, encoded, found))).tolist(),
         }
     return found
 
 
-def position(encoded, found):
-    """(candidates,) minus the distance to the nearest quarter of the session, in sessions."""
-    at = np.asarray(encoded.starts)[found["candidates"]] / len(encoded.ids)
-    return -np.abs(at[:, None] - np.array([0.25, 0.5, 0.75])).min(1)
+def position(at, tokens):
+    """Minus the distance from tokens `at` (n,) to the nearest quarter of a session of `tokens`, in sessions: (n,)."""
+    return -np.abs(at[:, None] / tokens - np.array([0.25, 0.5, 0.75])).min(1)
 
 
 def counts(texts):
@@ -57,7 +55,7 @@ def counts(texts):
 
 
 def lexical_change(words, encoded, found):
-    """(candidates,) 1 - cos of the words in both windows; `words` is (turns, words)."""
+    """(candidates,) 1 - cos of the words in both windows, 1 where one has none; `words` is (turns, words)."""
     starts = np.asarray(encoded.starts)
     ends = np.append(starts[1:], len(encoded.ids))
     at, window = starts[found["candidates"]][:, None], found["window"]
@@ -67,15 +65,15 @@ def lexical_change(words, encoded, found):
         return csr_array(np.maximum(inside, 0) / (ends - starts)) @ words
 
     left, right = within(at - window, at), within(at, at + window)
-    pairs = ((left, right), (left, left), (right, right))
-    return one_minus_cosine(torch.tensor(np.stack([(a * b).sum(1) for a, b in pairs]))).numpy()
+    both, size = (left * right).sum(1), np.sqrt((left * left).sum(1) * (right * right).sum(1))
+    return 1 - np.divide(both, size, out=np.zeros(len(at)), where=size > 0)
 
 
 def smoothed(values):
     """Each value and its neighbours, averaged; fewer of them at the ends."""
     near = np.ones(2 * SMOOTHING + 1)
-    total, number = (np.convolve(v, near, "same") for v in (values, np.ones(len(values))))
-    return (total / number)[: len(values)]
+    total, number = (np.convolve(v, near) for v in (values, np.ones(len(values))))
+    return (total / number)[SMOOTHING:-SMOOTHING]
 
 
 def depths(similarity):

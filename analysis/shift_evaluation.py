@@ -10,7 +10,7 @@ import numpy as np
 from analysis import detection
 from analysis.boundaries import covering, location_errors, margin_agreement, pk, window_diff
 from analysis.detection import Candidates
-from analysis.shift_baselines import TF_IDF
+from analysis.shift_baselines import TEXTTILING, TF_IDF
 from analysis.shifts import INPUTS, INSTRUMENTS, SHORTEST
 
 MARGIN = 2  # turns that a predicted boundary may be off: one exchange
@@ -25,8 +25,8 @@ def evaluate(sessions, seed=0, bootstrap=1000):
     optimum, optimistic), `f1_at_p75` at the paper's 75th percentile of all scores, and `f1_cross` at the best one on
     the other sessions. What that last one predicts is judged as a segmentation into turns (`analysis.boundaries`): the
     mean over sessions, `margin_f1` with MARGIN turns, `location_error` the median over shifts of sessions with
-    predictions. Intervals are 95 %, from resampled sessions, with `f1_at_p75` and `f1_cross` and segmentations at their thresholds.
-    `p_null` is of the AUC, by rotating labels within sessions.
+    predictions. Intervals are 95 %, from resampled sessions, with `f1_at_p75`, `f1_cross` and segmentations at their
+    thresholds. `p_null` is of the AUC, by rotating labels within sessions.
 
     Args:
         sessions: dicts of `session_scores`, all with the same scores.
@@ -38,7 +38,7 @@ def evaluate(sessions, seed=0, bootstrap=1000):
         extra: sessions, positives, candidates; left_out {reason: sessions}; unavailable {metric: reason}; skipped, the
             resamples of one class; chance, what a score that knows nothing gets; roc, on a grid of false positives;
             delong_se; against_baselines, where the best layer of each instrument (chosen on the same sessions, which
-            flatters it) differs from the input embeddings and from TF-IDF.
+            flatters it) differs from the input embeddings, TF-IDF and TextTiling.
 
     Raises:
         ValueError: no session can be evaluated, or all candidates are of one class; the message is one line.
@@ -189,7 +189,7 @@ def _against_baselines(scored):
     return [
         {"score": key, "baseline": baseline} | _difference(scored[key], scored[baseline])
         for _, key in best.values()
-        for baseline in (INPUTS, TF_IDF)
+        for baseline in (INPUTS, TF_IDF, TEXTTILING)
         if baseline in scored
     ]
 

@@ -38,7 +38,9 @@ class ShiftSessions:
         """Scores of a session under a bound model and by the baselines, as plain numbers and no text."""
         session = self.session(index)
         encoded = encode(session, self._tokenizer, max_tokens or None)
-        return merged(session_scores(model, encoded), baseline_scores(session, encoded))
+        # the states are formed by a scan of our own, whatever implementation the model is bound to
+        impl = "triton" if next(model.parameters()).device.type == "cuda" else "cpu"
+        return merged(session_scores(model, encoded, impl=impl), baseline_scores(session, encoded))
 
 
 def how_many(options):

@@ -190,7 +190,7 @@ def why_unavailable(impl, operator, device):
     device = torch.device(device)
     if impl not in TABLE[operator]:
         others = ", ".join(name for name in TABLE[operator] if name != "reference")
-        return f"nobody computes this operator so; use {others}"
+        return f"it has no implementation of that name; those of {operator} are {others}"
     match impl:
         case "hf":
             return clash() or _missing("transformers", "pip install transformers")

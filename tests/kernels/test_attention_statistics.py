@@ -298,7 +298,7 @@ def test_manifest(impl, device):
         ({"span_threshold": "x"}, TypeError, "span_threshold must be a number, got str"),
         ({"softmax_scale": math.inf}, ValueError, "softmax_scale must be a finite number"),
         ({"impl": "fast"}, ValueError, "impl must be one of"),
-        ({"impl": "cpu"}, Unavailable, "nobody computes this operator so; use triton, torch, hf"),
+        ({"impl": "cpu"}, Unavailable, "those of attention_statistics are triton, torch, hf"),
         ({"impl": "triton", "top_k": 9}, NotImplementedError, "a top_k up to 8, got 9; use impl='torch'"),
         ({"q": torch.zeros(1, 4, 0, 16)}, ValueError, "q must have at least one element"),
         ({"q": torch.zeros(4, 10, 16)}, ValueError, "q must have shape"),
