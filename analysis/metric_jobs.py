@@ -245,13 +245,20 @@ class Metrics:
         return self._built(job.arch, job.dtype, job.seed)
 
     def _built(self, arch, dtype, seed):
-        """A model of the run; the last one of each architecture is kept."""
-        key = dtype, seed
-        if self._models.get(arch, (None,))[0] != key:
+        """A model of the run. Kept are, of each architecture, the one with the run's seed and the last other one."""
+        slot = arch, seed == self.plan.options["seed"]
+        first = self.plan.options["dtype"][0]
+        if self._models.get(slot, (None,))[0] != seed:
             options = self.plan.options | {"seed": seed}
-            model = build_planned(arch, options, TORCH_DTYPES[dtype])
-            self._models[arch] = key, model.to(self.device)
-        return self._models[arch][1]
+            self._models[slot] = (
+                seed,
+                build_planned(arch, options, TORCH_DTYPES[first]).to(self.device),
+            )
+        model = self._models[slot][1]
+        if TORCH_DTYPES[dtype] == TORCH_DTYPES[first]:
+            return model
+        options = self.plan.options | {"seed": seed}
+        return build_planned(arch, options, TORCH_DTYPES[dtype]).to(self.device)
 
     def _gold(self, job):
         return gold(self._built(job.arch, self.plan.options["dtype"][0], job.seed))

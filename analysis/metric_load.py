@@ -41,11 +41,14 @@ def length(seqlen):
     return f"{seqlen:,} tokens" if seqlen else "whole sessions"
 
 
-def read(path):
+def read(path, skipped=None):
     """The latest record of every unit, in the order of the file; none if there is no file.
 
+    Args:
+        skipped: None, or a list that takes a sentence for every broken line, which is left out then.
+
     Raises:
-        RecordError: a broken line before the last one, by its number.
+        RecordError: a broken line before the last one, by its number, and `skipped` is None.
     """
     path = Path(path)
     if not path.exists():
@@ -59,7 +62,9 @@ def read(path):
                 raise ValueError(f"status {record['status']!r}")
             latest[key] = record
         except (ValueError, KeyError, TypeError) as error:
-            raise RecordError(f"{path}, line {number}: not a record: {error}") from None
+            if skipped is None:
+                raise RecordError(f"{path}, line {number}: not a record: {error}") from None
+            skipped.append(f"{path.name}, line {number}: not a record: {error}")
     return list(latest.values())
 
 

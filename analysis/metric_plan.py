@@ -15,7 +15,7 @@ GROUPS = ("hidden", "state", "attention", "context", "shifts", "similarity")
 OF_STREAM = ("forward", "context", "similarity")  # kinds of jobs that read the run's tokens
 OF_FORWARD = ("hidden", "state", "attention")  # one forward gives all three
 FASTEST = {"cuda": ("triton", "cuda", "torch", "hf"), "cpu": ("cpu", "torch", "hf")}
-QUADRATIC = 128  # tokens above which transformers' sequential scan is not differentiated
+QUADRATIC = 64  # tokens above which transformers' sequential scan is not differentiated
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Extent:
         sessions: labelled sessions of the shift task; session_tokens of each, 0 for whole sessions.
         bootstrap: resamples of its intervals.
         shuffles: of the tokens, for the similarity that chance gives.
+        pairs: 1 to compare the layers of initialisations and dtypes too, 0 for those of architectures and
+            implementations alone.
     """
 
     seqlen: int
@@ -45,15 +47,16 @@ class Extent:
     session_tokens: int
     bootstrap: int
     shuffles: int
+    pairs: int
 
 
 SMALL = {
-    "cpu": Extent(256, 0, 5, 16, 16, 128, 3, 1, 4, 2048, 500, 2),
-    "cuda": Extent(2048, 8192, 5, 64, 64, 2048, 5, 4, 80, 0, 1000, 3),
+    "cpu": Extent(192, 0, 5, 16, 16, 128, 3, 1, 3, 1024, 200, 1, 0),
+    "cuda": Extent(2048, 8192, 5, 64, 64, 2048, 5, 4, 80, 0, 1000, 3, 1),
 }
 FULL = {
-    "cpu": Extent(1847, 8192, 5, 64, 64, 1847, 5, 4, 80, 0, 2000, 3),
-    "cuda": Extent(8192, 32_768, 5, 256, 64, 8192, 5, 8, 160, 0, 2000, 3),
+    "cpu": Extent(1847, 8192, 5, 64, 64, 1847, 5, 4, 80, 0, 2000, 3, 1),
+    "cuda": Extent(8192, 32_768, 5, 256, 64, 8192, 5, 8, 160, 0, 2000, 3, 1),
 }
 EXTENTS = {"small": SMALL, "full": FULL}
 
@@ -121,7 +124,7 @@ def jobs(plan, extent, groups):
             found.append(make("forward", best, extent.long, of_forward))
         readers[arch] = best, weights
     if "similarity" in groups:
-        found += _comparisons(options, extent.seqlen)
+        found += _comparisons(options, extent)
     if "shifts" in groups:
         found += _shift_jobs(plan, extent, readers)
     return [job for job in found if job.groups]
@@ -145,7 +148,7 @@ def _shift_jobs(plan, extent, readers):
         )
 
 
-def _comparisons(options, seqlen):
+def _comparisons(options, extent):
     """Similarity of layers: between architectures, layers, implementations, initialisations and dtypes."""
     device, seed, dtype = options["device"], options["seed"], options["dtype"][0]
     mine = {arch: (arch, fastest(arch, device), dtype, seed) for arch in options["arch"]}
@@ -157,6 +160,8 @@ def _comparisons(options, seqlen):
         for impl in options["impl"]:
             if impl != best and not _why_not(arch, impl, dtype, device):
                 pairs[f"{arch}, {best} against {impl}"] = mine[arch], (arch, impl, dtype, seed)
+        if not extent.pairs:
+            continue
         if arch not in options["checkpoint"]:
             other = (arch, best, dtype, seed + 1)
             pairs[f"{arch}, seed {seed} against {seed + 1}"] = mine[arch], other

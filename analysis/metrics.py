@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from analysis import metric_figures, metric_load, metric_tables, render
+from analysis import metric_load
 from analysis.metric_jobs import Metrics
 from analysis.metric_plan import EXTENTS, GROUPS, OF_STREAM, jobs
 from analysis.metric_progress import JobProgress
@@ -39,14 +39,15 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         failed = compute(args.run, args.extent, args.groups, chosen(args), args.retry)
-        records = metric_load.read(args.run / metric_load.NAME)
-        shown = write(args.run, records)
+        shown = [] if args.quiet else write(args.run)
     except (PlanError, RecordError, ValueError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:
         print("interrupted; the same command completes the metrics", file=sys.stderr)
         return 130
-    if not args.quiet:
+    if shown:
+        from analysis import render
+
         out = render.console()
         for renderable in shown:
             out.print(renderable)
@@ -71,7 +72,7 @@ def make_parser():
         add(f"--{name.replace('_', '-')}", type=_whole, metavar="N", dest=name,
             help=f"{text} (default: {small}, full {full}; on a GPU {gpu}, full {gpu_full})")  # fmt: skip
     add("--retry", action="store_true", help="make again what failed or was unavailable")
-    add("--quiet", action="store_true", help="write the tables and figures, and print none")
+    add("--quiet", action="store_true", help="records only: no tables and figures")
     return parser
 
 
@@ -88,6 +89,7 @@ HELP = {
     "session_tokens": "tokens of each, 0 for whole sessions",
     "bootstrap": "resamples of the shift task's intervals",
     "shuffles": "of the tokens, for the similarity that chance gives",
+    "pairs": "1 to compare layers of initialisations and dtypes too, 0 for architectures and implementations",
 }
 
 
@@ -157,8 +159,11 @@ def tokens(run, plan, length):
     return longer
 
 
-def write(run, records):
-    """Write tables and figures of the records; returns what a terminal shows."""
+def write(run):
+    """Write tables and figures of the records of a run; returns what a terminal shows."""
+    from analysis import metric_figures, metric_tables  # seconds of imports that records do without
+
+    records = metric_load.read(run / metric_load.NAME)
     metric_tables.write(records, run / "tables")
     metric_figures.write(records, run / "figures")
     return metric_tables.terminal(records)

@@ -100,6 +100,7 @@ def write(run_dir):
     said = sentences(results)
     if (run_dir / metric_load.NAME).exists():
         records = metric_load.read(run_dir / metric_load.NAME)
+        written += metric_tables.write(records, run_dir / "tables")
         shown += metric_tables.terminal(records)
         said += metric_tables.sentences(records)
     shown.append(Text("\n".join(["Summary", *(f"- {s}" for s in said)]) + "\n"))

@@ -13,7 +13,7 @@ from kernels.implementations import IMPLEMENTATIONS
 from models.presets import ARCHITECTURES, PRESETS
 
 QUICK = {"preset": "tiny", "seqlens": [64, 128, 256], "rounds": 2, "budget": 0.05}
-BUDGET_S = {"cpu": 0.15, "cuda": 1.0}
+BUDGET_S = {"cpu": 0.1, "cuda": 1.0}
 TOKENIZERS = ("gpt2-32k", "gpt2")
 METRICS = ("none", "small", "full")
 NOT_PLANNED = ("out", "resume", "retry", "dry_run", "list", "quick", "cell_timeout", "metrics")

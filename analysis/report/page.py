@@ -60,7 +60,7 @@ def build(runs, out=None):
         "Crossovers": lambda: [sections.Table(*s) for s in pages["crossovers"]],
         "Roofline": lambda: sections.roofline(results),
         "Parity": lambda: [sections.Table("What ran, and how well it is proven", tables.implementations(results))],
-        "Representation": lambda: sections.representation(results.run.path),
+        "Representation": lambda: sections.representation(results.run.path, out / "figures"),
         "Paper": lambda: [sections.Table(*s) for s in pages["paper"] if len(s[1])],
         "Not measured": lambda: [sections.absent(results)],
         "All tables": lambda: [sections.fold(n, pages[n.lower()]) for n in ("Cells", "Fits", "Slopes")],

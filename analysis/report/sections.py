@@ -1,9 +1,7 @@
 """What stands in each section of a report: text, figures, tables and pictures, as plain values for the template."""
 
 import base64
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
@@ -163,20 +161,20 @@ def absent(results):
     return Table("Cells without a time, and why", pd.DataFrame(rows)) if rows else None
 
 
-def representation(path):
-    """The representation metrics of the run directory: sentences, pictures and tables."""
+def representation(path, figures):
+    """The representation metrics of the run directory: sentences, pictures (written to `figures`) and tables."""
     if not (path / metric_load.NAME).exists():
         return [Text([f"Not measured in this run; `python -m analysis.metrics {path}` adds it."])]
-    records = metric_load.read(path / metric_load.NAME)
-    parts = [Text(metric_tables.sentences(records))]
-    with tempfile.TemporaryDirectory() as folder:
-        room = MOST_PICTURES
-        for picture in metric_figures.write(records, Path(folder)):
-            if (room := room - picture.stat().st_size) < 0:
-                parts.append(Text(["More pictures than fit on a page lie in figures/."]))
-                break
-            title = picture.stem.replace("_", " ")
-            parts.append(Picture(title, data_uri(picture.read_bytes(), "image/png")))
+    skipped = []
+    records = metric_load.read(path / metric_load.NAME, skipped)
+    parts = [Text([*(f"Skipped: {line}" for line in skipped), *metric_tables.sentences(records)])]
+    room = MOST_PICTURES
+    for picture in metric_figures.write(records, figures):
+        if (room := room - picture.stat().st_size) < 0:
+            parts.append(Text(["More pictures than fit on a page lie in figures/."]))
+            break
+        title = picture.stem.replace("_", " ")
+        parts.append(Picture(title, data_uri(picture.read_bytes(), "image/png")))
     found = metric_tables.pages(metric_tables.Found(records))
     return [*parts, *(fold(n.replace("_", " ").capitalize(), s) for n, s in found.items())]
 

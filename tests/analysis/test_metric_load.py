@@ -62,6 +62,10 @@ def test_a_torn_last_line_is_skipped_and_a_broken_one_named(tmp_path):
     path.write_text(whole + whole[:40] + "\n" + whole)
     with pytest.raises(RecordError, match="line 2: not a record"):
         load.read(path)
+    skipped = []
+    assert len(load.read(path, skipped)) == 1
+    assert len(skipped) == 1
+    assert "line 2: not a record" in skipped[0]
 
 
 @pytest.mark.parametrize("broken", [{"unit": {}}, {"status": "fine"}, {"unit": None}])

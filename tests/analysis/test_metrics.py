@@ -17,7 +17,7 @@ from kernels.implementations import _slots, find
 
 TINY = {
     "seqlen": 64, "long": 0, "seeds": 2, "rows": 8, "channels": 8, "context": 24, "probes": 2, "draws": 1,
-    "sessions": 2, "session_tokens": 400, "bootstrap": 20, "shuffles": 1,
+    "sessions": 2, "session_tokens": 400, "bootstrap": 20, "shuffles": 1, "pairs": 1,
 }  # fmt: skip
 FORWARDS = ("hidden", "state", "attention")
 
@@ -244,5 +244,5 @@ def test_help_shows_both_extents(capsys):
     with pytest.raises(SystemExit):
         metrics.main(["-h"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "(default: 256, full 1847; on a GPU 2048, full 8192)" in text
+    assert "(default: 192, full 1847; on a GPU 2048, full 8192)" in text
     assert json.dumps(list(GROUPS)).strip("[]").replace('"', "").replace(", ", ",") in text

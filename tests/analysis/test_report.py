@@ -290,4 +290,6 @@ def test_representation_is_shown_where_it_was_measured(tmp_path, no_png):
     assert "Verdicts on the" in found.text
     with (run / "metrics.jsonl").open("a") as file:
         file.write("broken\n")
-    assert "not a record" in written(run).text
+    found = written(run)
+    assert "Skipped: metrics.jsonl, line" in found.text
+    assert "Verdicts on the" in found.text
