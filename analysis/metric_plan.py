@@ -174,7 +174,17 @@ def _comparisons(options, extent):
         impl = sides[0][1] if arch != "both" else ""
         weights = "checkpoint" if options["checkpoint"] else "initial"
         yield Job(
-            "similarity", arch, impl, dtype, seqlen, seed, weights, ("similarity",), part, "", sides
+            "similarity",
+            arch,
+            impl,
+            dtype,
+            extent.seqlen,
+            seed,
+            weights,
+            ("similarity",),
+            part,
+            "",
+            sides,
         )
 
 
