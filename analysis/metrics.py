@@ -30,7 +30,7 @@ from bench.cli import Parser
 from bench.plan import PlanError, read_plan
 from bench.planning import read_tokens
 from bench.records import Appender, RecordError
-from models.tokenizer import load as load_tokenizer
+from models.checkpoint_tokenizer import tokenizer_of
 
 
 def main(argv=None):
@@ -152,7 +152,9 @@ def tokens(run, plan, length):
     if ids.shape[1] >= length:
         return ids[:, :length]
     options = plan.options | {"seqlens": [length], "batch": [1], "mode": ["prefill"]}
-    longer = read_tokens(options | {"protocol": "lab"}, load_tokenizer(options["tokenizer"])).ids
+    longer = read_tokens(
+        options | {"protocol": "lab"}, tokenizer_of(options["tokenizer"], options["checkpoint"])
+    ).ids
     if not torch.equal(longer[:, : ids.shape[1]], ids):
         raise PlanError(f"{run}: its sessions are not what they were when it began; --seqlen and "
                         f"--context up to {ids.shape[1]:,} read the tokens that it kept")  # fmt: skip

@@ -5,7 +5,7 @@ from functools import cached_property
 from analysis.shift_baselines import baseline_scores
 from analysis.shifts import encode, merged, session_scores
 from bench.sessions import read, stream
-from models.tokenizer import load
+from models.checkpoint_tokenizer import tokenizer_of
 
 
 class ShiftSessions:
@@ -26,7 +26,7 @@ class ShiftSessions:
 
     @cached_property
     def _tokenizer(self):
-        return load(self.options["tokenizer"])
+        return tokenizer_of(self.options["tokenizer"], self.options["checkpoint"])
 
     def session(self, index):
         """The session at `index`; IndexError past the last one."""

@@ -10,11 +10,13 @@ from bench.cli import Parser
 from bench.plan import DTYPES, LAUNCHES, MODES, PROTOCOLS, PlanError, default_lengths
 from bench.records import STATUSES
 from kernels.implementations import IMPLEMENTATIONS
+from models.checkpoint_tokenizer import CHECKPOINT
 from models.presets import ARCHITECTURES, PRESETS
+from models.tokenizer import VOCAB_SIZES
 
 QUICK = {"preset": "tiny", "seqlens": [64, 128, 256], "rounds": 2, "budget": 0.05}
 BUDGET_S = {"cpu": 0.1, "cuda": 1.0}
-TOKENIZERS = ("gpt2-32k", "gpt2")
+TOKENIZERS = (*VOCAB_SIZES, CHECKPOINT)
 METRICS = ("none", "small", "full")
 NOT_PLANNED = ("out", "resume", "retry", "dry_run", "list", "quick", "cell_timeout", "metrics")
 
@@ -41,7 +43,7 @@ def make_parser(description):
         help="sizes of the models",
     )
     what("--checkpoint", type=_checkpoint, action="append", default=argparse.SUPPRESS, metavar="ARCH=DIR",
-         help="weights of one architecture from a local safetensors folder (repeatable; "
+         help="weights of one architecture from a local safetensors folder or a GGUF file (repeatable; "
          "without it: our own seeded initialisation)")  # fmt: skip
     what("--seqlens", type=_lengths, default="auto", metavar="LIST",
          help="lengths in tokens; auto: half-octaves 128..2048 on a CPU, 512..8192 on a GPU, "
@@ -72,7 +74,7 @@ def make_parser(description):
         type=_one(TOKENIZERS),
         default="gpt2-32k",
         metavar="NAME",
-        help="gpt2-32k or gpt2",
+        help="gpt2-32k, gpt2, or checkpoint: the one that came with --checkpoint",
     )
 
     how = parser.add_argument_group("how it is measured").add_argument

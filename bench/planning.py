@@ -17,7 +17,7 @@ from bench.records import now
 from bench.sessions import SessionError, read, stream
 from bench.tokens import TokensError, token_stream
 from models.build import parameter_counts
-from models.tokenizer import load
+from models.checkpoint_tokenizer import tokenizer_of
 
 PAPER_SESSIONS = 4
 _COMMON = ("hidden_size", "num_hidden_layers", "vocab_size")
@@ -29,7 +29,7 @@ FLOOR_SIZES = {  # what `kernels.roofline.model_floor` reads, by transformers' n
 
 def make_plan(options, command=""):
     """(Plan, Tokens) of resolved options; PlanError with one line for anything that cannot be had."""
-    tokenizer = _tokenizer(options["tokenizer"])
+    tokenizer = _tokenizer(options)
     options = options | {"vocabulary": tokenizer.vocab_size}
     architectures = {arch: _architecture(arch, options, tokenizer) for arch in options["arch"]}
     tokens = read_tokens(options, tokenizer)
@@ -93,11 +93,11 @@ def check_machine(path, plan):
         )
 
 
-def _tokenizer(name):
+def _tokenizer(options):
     try:
-        return load(name)
+        return tokenizer_of(options["tokenizer"], options["checkpoint"])
     except (OSError, ValueError) as error:
-        raise PlanError(f"--tokenizer {name}: {error}") from None
+        raise PlanError(f"--tokenizer {options['tokenizer']}: {error}") from None
 
 
 def _architecture(arch, options, tokenizer):

@@ -56,6 +56,10 @@ class Tokenizer:
             ) from None
         return self._bpe.encode(text, add_special_tokens=False).ids
 
+    def vocabulary(self) -> dict:
+        """{token: id}, in the bytes-as-characters writing of byte-level BPE."""
+        return self._bpe.get_vocab()
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`. Ids that end within a UTF-8 character give U+FFFD there; others raise ValueError."""
         ids = [int(i) for i in ids]
