@@ -15,7 +15,7 @@ from models.presets import ARCHITECTURES, PRESETS
 from models.tokenizer import VOCAB_SIZES
 
 QUICK = {"preset": "tiny", "seqlens": [64, 128, 256], "rounds": 2, "budget": 0.05}
-BUDGET_S = {"cpu": 0.1, "cuda": 1.0}
+BUDGET_S = {"cpu": 0.06, "cuda": 1.0}
 TOKENIZERS = (*VOCAB_SIZES, CHECKPOINT)
 METRICS = ("none", "small", "full")
 NOT_PLANNED = ("out", "resume", "retry", "dry_run", "list", "quick", "cell_timeout", "metrics")

@@ -1,6 +1,7 @@
 """One seeded set of weights per architecture, or a local checkpoint, as a transformers model."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,10 +79,14 @@ def assemble(config, weight, dtype, device):
     config.dtype = dtype
     with torch.device("meta"):
         model = _model_class(config.model_type)(config)
-    for name, parameter in list(model.named_parameters()):
-        owner, _, leaf = name.rpartition(".")
-        value = weight(name, tuple(parameter.shape)).to(device, dtype)
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
+    names = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    with ThreadPoolExecutor(
+        max_workers=torch.get_num_threads()
+    ) as pool:  # drawing releases the lock
+        for name, value in zip(names, pool.map(weight, names, names.values()), strict=True):
+            owner, _, leaf = name.rpartition(".")
+            parameter = nn.Parameter(value.to(device, dtype))
+            setattr(model.get_submodule(owner), leaf, parameter)
     model.tie_weights()
     if config.model_type == "llama":
         # the one buffer: float32 in a model of any dtype
