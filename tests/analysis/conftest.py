@@ -1,3 +1,4 @@
+import matplotlib.pyplot as plt
 import pytest
 
 from analysis.summary import Results
@@ -13,3 +14,10 @@ def results(tmp_path):
         return Results(read_run((simulation or Simulation()).write(tmp_path / "run")))
 
     return read
+
+
+@pytest.fixture(autouse=True)
+def no_open_figures():
+    """What a test draws to look at is closed, so that others can ask what the code left open."""
+    yield
+    plt.close("all")
