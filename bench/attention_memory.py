@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from bench.cli import Parser
@@ -165,19 +166,16 @@ def main(argv=None):
         parser.error(
             f"--seqlens: {args.preset} has {longest:,} positions, got {max(map(int, parts)):,}"
         )
-    rows = [row for part in parts for row in measure(model, int(part), args.impl)]
+    made = {"preset": args.preset, "impl": args.impl, "device": device, "torch": torch.__version__}
+    rows = []
+    for part in track(parts, "attention statistics", console=Console(stderr=True)):
+        rows += measure(model, int(part), args.impl)
+        if args.out:  # after every length, so that nothing measured is lost
+            text = json.dumps(made | {"rows": rows}, indent=1) + "\n"
+            Path(args.out).write_text(text, encoding="utf-8")
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table_of(rows, f"Attention statistics of LLaMA {args.preset} on {device}"))
     if args.out:
-        made = {
-            "preset": args.preset,
-            "impl": args.impl,
-            "device": device,
-            "torch": torch.__version__,
-        }
-        Path(args.out).write_text(
-            json.dumps(made | {"rows": rows}, indent=1) + "\n", encoding="utf-8"
-        )
         console.print(f"wrote {args.out}", soft_wrap=True)
     return 0
 
