@@ -62,6 +62,14 @@ TABLE = {
         "hf": "kernels.causal_attention.hf:causal_attention_hf",
         "reference": "kernels.causal_attention.reference:causal_attention_ref",
     },
+    "ssd_scan": {
+        "triton": "kernels.ssd_scan.expanded:ssd_scan_triton",
+        "cuda": "kernels.ssd_scan.cuda:ssd_scan_cuda",
+        "torch": "kernels.ssd_scan.portable:ssd_scan_torch",
+        "cpu": "kernels.ssd_scan.expanded:ssd_scan_cpu",
+        "hf": "kernels.ssd_scan.hf:ssd_scan_hf",
+        "reference": "kernels.ssd_scan.reference:ssd_scan_ref",
+    },
     "attention_statistics": {
         "triton": "kernels.attention_statistics.forward:attention_statistics_triton",
         "torch": "kernels.attention_statistics.portable:attention_statistics_torch",
@@ -101,6 +109,7 @@ CUDA_PACKAGES = {
     ),
     "causal_conv1d": ("causal_conv1d_cuda", "pip install --no-build-isolation causal-conv1d"),
     "selective_state_update": ("mamba_ssm", "pip install --no-build-isolation mamba-ssm"),
+    "ssd_scan": ("mamba_ssm", "pip install --no-build-isolation mamba-ssm"),
     "causal_conv1d_update": (
         "causal_conv1d_cuda",
         "pip install --no-build-isolation causal-conv1d",
