@@ -8,20 +8,42 @@ import copy
 
 from kernels.implementations import find
 from models import attention
+from models.mamba2_mixer import Mamba2OperatorMixer
 from models.mamba_mixer import OperatorMixer, TransformersMixer
 from profiles.ranges import annotate_layers
 
-OPERATORS = {"mamba": ("causal_conv1d", "selective_scan"), "llama": ("causal_attention",)}
+OPERATORS = {
+    "mamba": ("causal_conv1d", "selective_scan"),
+    "llama": ("causal_attention",),
+    "mamba2": ("causal_conv1d", "ssd_scan"),
+    "hybrid": ("causal_conv1d", "selective_scan", "causal_attention"),
+}
 
-# transformers' model types that are built like one of the two: the mixer of Mamba (with norms of dt, B and C in
-# Falcon's), or causal attention of rotated queries and keys through transformers' AttentionInterface
+# transformers' model types that are built like one of these: the mixer of Mamba (with norms of dt, B and C in
+# Falcon's), causal attention of rotated queries and keys through transformers' AttentionInterface, the mixer of
+# Mamba-2, or blocks of Mamba and of attention in turn
 FAMILIES = {
     "mamba": ("mamba", "falcon_mamba"),
     "llama": (
-        "llama", "mistral", "qwen2", "qwen3", "olmo", "olmo2", "granite", "smollm3", "phi3", "gemma", "glm4", "cohere",
-        "starcoder2", "stablelm",
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "olmo",
+        "olmo2",
+        "granite",
+        "smollm3",
+        "phi3",
+        "gemma",
+        "glm4",
+        "cohere",
+        "starcoder2",
+        "stablelm",
     ),
-}  # fmt: skip
+    "mamba2": ("mamba2",),
+    "hybrid": ("jamba",),
+}
+MIXERS = ("mixer", "mamba")  # what a block of these models calls its mixer  # fmt: skip
 
 
 def use(model, impl):
@@ -43,7 +65,7 @@ def use(model, impl):
     device = next(model.parameters()).device
     for operator in OPERATORS[arch]:
         find(operator, impl, device)
-    if arch == "mamba" and model.config.hidden_act not in ("silu", "swish"):
+    if arch != "llama" and model.config.hidden_act not in ("silu", "swish"):
         raise ValueError(
             f"the convolution takes the activation silu, got {model.config.hidden_act!r}"
         )
@@ -61,21 +83,17 @@ class Binding:
         # plain data and no closures, so that a deep copy of a bound model can be restored on its own
         self._mixers = []
         self._config = None
+        self._exchange_mixers()  # first: it may refuse
         self._handles = annotate_layers(layers(model))
-        if arch == "mamba":
-            self._exchange_mixers()
-        else:
+        if "causal_attention" in OPERATORS[arch]:
             self._name_attention()
         model._crossover_binding = self
 
     def _exchange_mixers(self):
-        for layer in layers(self.model):
-            self._mixers.append(layer.mixer)
-            layer.mixer = (
-                TransformersMixer(layer.mixer)
-                if self.impl == "hf"
-                else OperatorMixer(layer.mixer, self.impl)
-            )
+        exchanged = [(*seat, _mixer(getattr(*seat), self.impl)) for seat in _seats(self.model)]
+        for layer, name, ours in exchanged:  # all or none: one that cannot be had raises before
+            self._mixers.append(getattr(layer, name))
+            setattr(layer, name, ours)
 
     def _name_attention(self):
         # models may share a config: this one gets a copy
@@ -88,9 +106,9 @@ class Binding:
         """Give the model back its own mixers or attention; a second call does nothing."""
         for handle in self._handles:
             handle.remove()
-        for layer, mixer in zip(layers(self.model), self._mixers, strict=False):
-            mixer.train(layer.mixer.training)
-            layer.mixer = mixer
+        for (layer, name), mixer in zip(_seats(self.model), self._mixers, strict=False):
+            mixer.train(getattr(layer, name).training)
+            setattr(layer, name, mixer)
         if self._config is not None:
             _set_config(self.model, self.model.config, self._config)
         self._handles, self._mixers, self._config = [], [], None
@@ -107,8 +125,19 @@ class Binding:
         return f"Binding({type(self.model).__name__}, {self.impl!r})"
 
 
+def _seats(model):
+    """(block, attribute) of every mixer of Mamba or Mamba-2, first to last."""
+    return [(b, name) for b in layers(model) for name in MIXERS if name in b._modules]
+
+
+def _mixer(mixer, impl):
+    if impl == "hf":
+        return TransformersMixer(mixer)
+    return (Mamba2OperatorMixer if hasattr(mixer, "n_groups") else OperatorMixer)(mixer, impl)
+
+
 def architecture(model):
-    """`mamba` or `llama`, by the family of a transformers model; ValueError for one of neither."""
+    """`mamba`, `llama`, `mamba2` or `hybrid`, by the family of a transformers model; ValueError for none of them."""
     found = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     for arch, family in FAMILIES.items():
         if found in family:
@@ -127,7 +156,10 @@ def layers(model):
 
 def final_norm(model):
     """The norm between the last block and the head."""
-    return model.base_model.norm_f if architecture(model) == "mamba" else model.base_model.norm
+    names = ("norm_f", "norm", "final_layernorm")
+    return next(
+        getattr(model.base_model, name) for name in names if hasattr(model.base_model, name)
+    )
 
 
 def _set_config(model, old, new):

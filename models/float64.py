@@ -6,6 +6,7 @@ implementations are given the same one.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -23,6 +24,14 @@ class RMSNorm(nn.Module):
         return self.weight * hidden_states * torch.rsqrt(mean_square + self.variance_epsilon)
 
 
+class GatedRMSNorm(RMSNorm):
+    """The same of hidden states times silu(gate), as Mamba-2 has it behind its scan."""
+
+    def forward(self, hidden_states, gate):
+        """hidden_states, gate: (..., dim); returns the same shape and dtype."""
+        return super().forward(hidden_states * F.silu(gate))
+
+
 def widen(model):
     """Take the float32 steps out of a float64 transformers model, in place.
 
@@ -33,5 +42,8 @@ def widen(model):
         if hasattr(module, "residual_in_fp32"):
             module.residual_in_fp32 = False
         for name, child in module.named_children():
-            if type(child).__name__.endswith("RMSNorm"):
+            kind = type(child).__name__
+            if kind.endswith("RMSNormGated"):
+                setattr(module, name, GatedRMSNorm(child))
+            elif kind.endswith("RMSNorm"):
                 setattr(module, name, RMSNorm(child))

@@ -57,19 +57,34 @@ class OperatorMixer(BoundMixer):
     def _run(self, x, z, past, cache_params, attention_mask):
         """A prompt, or the next chunk of it: (batch, seqlen, dim)."""
         width = self.conv_kernel_size
-        conv = causal_conv1d(
+        # the cache keeps one input more than the convolution needs
+        conv = self._convolve(x, None if past is None else past.conv_states[0][..., 1 - width :])
+        if attention_mask is not None:
+            conv = conv * attention_mask.transpose(1, 2)
+        y, last_state = self._scan(conv, z, None if past is None else past.recurrent_states[0])
+        if cache_params is not None:
+            # only the end of x, or the cache would copy all of it
+            cache_params.update_conv_state(x[..., -width:], self.layer_idx, conv_kernel_size=width)
+            cache_params.update_recurrent_state(last_state, self.layer_idx)
+        return y.transpose(1, 2)
+
+    def _convolve(self, x, before):
+        """x (batch, dim, seqlen) after the inputs `before` (batch, dim, width - 1), or None for zeros."""
+        return causal_conv1d(
             x,
             self.conv1d.weight.squeeze(1),
             self.conv1d.bias,
-            # the cache keeps one input more than the convolution needs
-            initial_state=None if past is None else past.conv_states[0][..., 1 - width :],
+            initial_state=before,
             activation="silu",
             impl=self.impl,
         )
-        if attention_mask is not None:
-            conv = conv * attention_mask.transpose(1, 2)
-        delta, B, C = self._selection(conv.transpose(1, 2))
-        y, last_state = selective_scan(
+
+    def _scan(self, conv, z, state):
+        """(y, last state) of what the convolution gave, from `state` (batch, dim, dstate), or None for zeros."""
+        return self._scan_selected(conv, *self._selection(conv.transpose(1, 2)), z, state)
+
+    def _scan_selected(self, conv, delta, B, C, z, state):
+        return selective_scan(
             conv,
             delta.transpose(1, 2),
             self._rates(),
@@ -79,15 +94,10 @@ class OperatorMixer(BoundMixer):
             z=z,
             delta_bias=self.dt_proj.bias,
             delta_softplus=True,
-            initial_state=None if past is None else past.recurrent_states[0],
+            initial_state=state,
             return_last_state=True,
             impl=self.impl,
         )
-        if cache_params is not None:
-            # only the end of x, or the cache would copy all of it
-            cache_params.update_conv_state(x[..., -width:], self.layer_idx, conv_kernel_size=width)
-            cache_params.update_recurrent_state(last_state, self.layer_idx)
-        return y.transpose(1, 2)
 
     def _step(self, x, z, past, attention_mask):
         """One token (batch, dim): (batch, 1, dim), with the states of `past` moved on."""
@@ -106,7 +116,7 @@ class OperatorMixer(BoundMixer):
             past.recurrent_states[0],
             conv,
             delta,
-            self._rates(),
+            rates(self),
             B,
             C,
             D=self.D,
@@ -125,9 +135,10 @@ class OperatorMixer(BoundMixer):
             dt, B, C = self.dt_layernorm(dt), self.b_layernorm(B), self.c_layernorm(C)
         return F.linear(dt, self.dt_proj.weight), B, C
 
-    def _rates(self):
-        """A in float32, or in float64 if the model is."""
-        return -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
+
+def rates(mixer):
+    """A of a mixer in float32, or in float64 if the model is."""
+    return -torch.exp(mixer.A_log.to(torch.promote_types(mixer.A_log.dtype, torch.float32)))
 
 
 class TransformersMixer(BoundMixer):
@@ -143,11 +154,12 @@ class TransformersMixer(BoundMixer):
         super().__init__(mixer)
         self.use_mambapy = False
         self._forward = pure_forward(type(mixer))
+        self._scan_continues = hasattr(mixer, "n_groups")  # Mamba-2's scan takes an initial state
 
     def forward(self, hidden_states, cache_params=None, attention_mask=None, **kwargs):
-        """As `MambaMixer.forward`, which cannot continue the scan from a cache by more than one token."""
+        """As the mixer's own; Mamba's cannot continue the scan from a cache by more than one token."""
         continues = cache_params is not None and cache_params.has_previous_state(self.layer_idx)
-        if continues and hidden_states.shape[1] > 1:
+        if continues and hidden_states.shape[1] > 1 and not self._scan_continues:
             raise NotImplementedError(
                 f"impl 'hf' restarts the scan in a chunk of {hidden_states.shape[1]} tokens after a cache; "
                 "give one token at a time, or use impl 'torch'"
@@ -161,9 +173,13 @@ class TransformersMixer(BoundMixer):
 OPERATORS = {
     "mamba_selective_scan": "selective_scan",
     "mamba_selective_state_update": "selective_state_update",
+    "mamba2_chunk_scan": "ssd_scan",
+    "mamba2_selective_state_update": "selective_state_update",
     "causal_conv1d_fn": "causal_conv1d",
     "causal_conv1d_update": "causal_conv1d_update",
 }
+# functions of a whole mixer, which only packages have: beneath, transformers' own return None
+FUSED = {"mamba_inner_fn", "mamba2_split_conv1d_scan_combined"}
 
 
 @cache
@@ -172,9 +188,10 @@ def pure_forward(mixer):
     module = sys.modules[mixer.__module__]
     # without __name__: torch.compile would look the globals up in the module of that name
     scope = {name: value for name, value in vars(module).items() if name != "__name__"}
-    scope["mamba_inner_fn"] = inspect.unwrap(module.mamba_inner_fn)
-    for name, operator in OPERATORS.items():
-        scope[name] = _noted(operator, inspect.unwrap(getattr(module, name)))
+    for name in FUSED & scope.keys():
+        scope[name] = inspect.unwrap(scope[name])
+    for name in OPERATORS.keys() & scope.keys():
+        scope[name] = _noted(OPERATORS[name], inspect.unwrap(scope[name]))
     forward = inspect.unwrap(mixer.forward)
     pure = FunctionType(forward.__code__, scope, "forward", forward.__defaults__)
     pure.__kwdefaults__ = forward.__kwdefaults__

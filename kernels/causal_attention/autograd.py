@@ -12,6 +12,7 @@ import torch
 
 from kernels.implementations import TABLE, find_backward, load
 from kernels.layout import dense_like, empty_like
+from profiles.ranges import annotate
 
 
 def registered(impl):
@@ -46,7 +47,8 @@ def causal_attention_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """Gradients of q, k and v, each `kernels.layout.dense_like` its operand, from both results of the forward."""
     backward = find_backward("causal_attention", impl)
-    return backward(do, dlse, q, k, v, o, lse, softmax_scale, cu_seqlens)
+    with annotate("op/causal_attention.backward", payload=k.shape[2]):
+        return backward(do, dlse, q, k, v, o, lse, softmax_scale, cu_seqlens)
 
 
 @causal_attention_backward.register_fake

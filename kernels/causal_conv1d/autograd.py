@@ -13,6 +13,7 @@ import torch
 
 from kernels.implementations import TABLE, find_backward, load
 from kernels.layout import dense_like, empty_like
+from profiles.ranges import annotate
 
 OPAQUE = ("triton", "cpu")  # implementations that are registered
 
@@ -53,9 +54,9 @@ def causal_conv1d_backward(
     impl: str,
 ) -> list[torch.Tensor]:  # fmt: skip
     """Gradients of the tensors among x, weight, bias and initial_state, each `dense_like` its operand."""
-    found = find_backward("causal_conv1d", impl)(
-        dy, dfinal_state, x, weight, bias, initial_state, activation, cu_seqlens
-    )
+    backward = find_backward("causal_conv1d", impl)
+    with annotate("op/causal_conv1d.backward", payload=x.shape[2]):
+        found = backward(dy, dfinal_state, x, weight, bias, initial_state, activation, cu_seqlens)
     return [gradient for gradient in found if gradient is not None]
 
 

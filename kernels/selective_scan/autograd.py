@@ -13,6 +13,7 @@ import torch
 
 from kernels.implementations import TABLE, find_backward, load
 from kernels.layout import dense_like, empty_like
+from profiles.ranges import annotate
 
 OPAQUE = ("triton", "cpu")  # implementations that are registered
 CHECKPOINT = 32  # tokens between the states that a backward starts from
@@ -78,10 +79,12 @@ def selective_scan_backward(
 
     checkpoints: the states that the forward returned with return_states=CHECKPOINT.
     """
-    found = find_backward("selective_scan", impl)(
-        dy, dlast_state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state,
-        cu_seqlens, reverse, checkpoints,
-    )  # fmt: skip
+    backward = find_backward("selective_scan", impl)
+    with annotate("op/selective_scan.backward", payload=u.shape[2]):
+        found = backward(
+            dy, dlast_state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state,
+            cu_seqlens, reverse, checkpoints,
+        )  # fmt: skip
     return [gradient for gradient in found if gradient is not None]
 
 

@@ -1,4 +1,4 @@
-"""`use` on the models of both families that people load: tiny ones of every type, with random weights."""
+"""`use` on the models of every family that people load: tiny ones of every type, with random weights."""
 
 import copy
 
@@ -15,6 +15,11 @@ SIZES = {
         "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
     },
     "mamba": {"hidden_size": 32, "state_size": 8},
+    "mamba2": {"hidden_size": 32, "state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 2},
+    "hybrid": {
+        "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "mamba_d_state": 8, "num_experts": 1, "attn_layer_period": 2, "attn_layer_offset": 1,
+    },
 }  # fmt: skip
 SHARED = {"vocab_size": 300, "num_hidden_layers": 2, "pad_token_id": 0}
 TYPES = [(arch, name) for arch, family in FAMILIES.items() for name in family]
@@ -24,7 +29,7 @@ def tiny(arch, name, device):
     config = AutoConfig.for_model(name, **SHARED, **SIZES[arch])
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(
-        config, attn_implementation="eager" if arch == "llama" else None
+        config, attn_implementation="eager" if arch in ("llama", "hybrid") else None
     )
     return model.to(device).eval()
 
