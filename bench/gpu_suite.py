@@ -12,11 +12,12 @@ goes on where the first one was stopped:
     sweep-prefill      bench.sweep of paper-50m, fp32 and bf16: forwards of 512 to 32,768 tokens,
     sweep-decode       one token after as many, and
     sweep-train        forward and backward
+    profiles           profiles.capture of every architecture and implementation, 4,096 tokens in bf16: tables by range
     metrics            analysis.metrics of the first sweep: parity of every metric, 8,192 tokens, gradients
     sanitizer          every kernel once under compute-sanitizer, where it is installed
 
-It writes DIR/suite.json (everything, with the machine and the revision) and DIR/suite.md (tables). Commit both under
-profiles/records/<machine>/.
+It writes DIR/suite.json (everything, with the machine and the revision), DIR/suite.md (tables) and DIR/profiles/.
+Commit them under profiles/records/<machine>/; DIR/profiles/.gitignore leaves the raw traces out.
 """
 
 import argparse
@@ -32,15 +33,19 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from bench import determinism, suite_record
+from bench import determinism, profilers, suite_record
 from bench import kernels as bench_kernels
+from bench.availability import fate
 from bench.cli import Parser
 from bench.kernel_problems import OPERATORS
 from bench.machine import describe
+from bench.plan import Cell
+from kernels.implementations import IMPLEMENTATIONS
+from models.presets import ARCHITECTURES
 
 STAGES = (
     "tests", "kernels-forward", "kernels-backward", "kernels-decode", "determinism",
-    "sweep-prefill", "sweep-decode", "sweep-train", "metrics", "sanitizer",
+    "sweep-prefill", "sweep-decode", "sweep-train", "profiles", "metrics", "sanitizer",
 )  # fmt: skip
 SWEEP_LENGTHS = {
     "prefill": "512,1024,2048,4096,8192,16384,32768",
@@ -52,6 +57,10 @@ TESTS = (
     "tests/models/test_bind.py",
     "tests/models/test_generation.py",
     "tests/models/test_compile.py",
+)
+PROFILED_LENGTH = 4096
+RAW_PROFILES = (
+    "trace.json.gz\ncapture.*\nlog.txt\n"  # what git leaves out: the tables made of them stay
 )
 SANITIZERS = ("compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer")
 
@@ -92,12 +101,54 @@ def run_sweep(mode, out, seconds, extra=()):
             "60",
             "--metrics",
             "none",
+            "--profile",
+            "none",
             *extra,
         ]
     code, last = _logged(command, out / f"sweep-{mode}.log", seconds)
     if code:
         raise RuntimeError(f"bench.sweep ended with {code}: {last}")
     return suite_record.sweep_rows(folder)
+
+
+def run_profiles(out, seconds, extra=()):
+    """A capture of every cell of `profile_cells` with torch.profiler, and with Nsight Systems where it works."""
+    deadline, folder = time.monotonic() + seconds, out / "profiles"
+    folder.mkdir(exist_ok=True)
+    (folder / ".gitignore").write_text(RAW_PROFILES)
+    cells = profile_cells("cuda")
+    command = [
+        sys.executable,
+        "-m",
+        "profiles.capture",
+        "--out",
+        str(folder),
+        "--missing",
+        "--quiet",
+    ]
+    command += [part for cell in cells for part in ("--cell", cell)]
+    for profiler in ("torch", "nsys"):
+        if profilers.find(profiler).reason:
+            continue
+        command_line = [*command, "--profiler", profiler, *extra]
+        code, last = _logged(command_line, out / "profiles.log", deadline - time.monotonic())
+        if code:
+            raise RuntimeError(f"profiles.capture ended with {code}: {last}")
+    return suite_record.profile_rows(folder)
+
+
+def profile_cells(device):
+    """Every architecture under every implementation that can run on a device, as profiles.capture takes them."""
+    cells = [
+        Cell(arch, impl, "paper-50m", PROFILED_LENGTH, dtype="bf16")
+        for arch in ARCHITECTURES
+        for impl in IMPLEMENTATIONS
+    ]
+    return [
+        f"{cell.arch}/{cell.impl}/{cell.mode}/{cell.seqlen}/{cell.dtype}"
+        for cell in cells
+        if fate(cell, device)[0] == "measured"
+    ]
 
 
 def run_metrics(out, seconds):
@@ -177,6 +228,7 @@ def work(out, device, peaks):
     found["determinism"] = lambda left: determinism.check("triton", device, 1000)
     for mode in SWEEP_LENGTHS:
         found[f"sweep-{mode}"] = partial(run_sweep, mode, out)
+    found["profiles"] = partial(run_profiles, out)
     last = {"metrics": partial(run_metrics, out), "sanitizer": partial(run_sanitizer, out)}
     return found | last
 

@@ -1,6 +1,7 @@
 """What `bench.gpu_suite` writes of its stages: suite.json, and suite.md for people."""
 
 import collections
+import csv
 import json
 import statistics
 
@@ -77,6 +78,43 @@ def determinism_lines(rows):
         yield f"| {row['operator']} | {row['dtype']} | {row['repetitions']} | {text} |"
 
 
+def profile_rows(folder):
+    """One row a capture of profiles.capture: what its manifest says, and its repetition by the device's clock."""
+    rows = []
+    for path in sorted(folder.glob("*/manifest.json")):
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        row = {name: manifest[name] for name in ("profiler", "status", "reason", "kernels")}
+        rows.append(manifest["cell"] | row | _profiled(path.parent / "timeline.csv"))
+    return rows
+
+
+def _profiled(path):
+    """Of one repetition in a timeline.csv: launches, ms, and the share of time inside of operators."""
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        ranges = list(csv.DictReader(file))
+    rep = next(row for row in ranges if row["level"] == "rep")
+    operators = sum(float(row["share"] or 0) for row in ranges if row["level"] == "op")
+    found = {name: float(rep[name]) for name in ("launches", "busy_ms", "gap_ms", "host_ms")}
+    return found | {"operators": operators, "launch_bound": rep["launch_bound"]}
+
+
+def profile_lines(rows):
+    """Markdown rows of the profiles: one repetition of each cell, with the profiler attached."""
+    yield "| arch | impl | profiler | launches | busy ms | gap ms | in operators | launch-bound | status |"
+    yield "|---|---|---|---:|---:|---:|---:|---|---|"
+    for row in rows:
+        status = row["status"] + (f": {_cell(row['reason'])}" if row["reason"] else "")
+        numbers = "|  |  |  |  |  "
+        if "busy_ms" in row:
+            numbers = (
+                f"| {row['launches']:.0f} | {row['busy_ms']:.3f} | {row['gap_ms']:.3f} "
+                f"| {row['operators']:.1%} | {row['launch_bound']} "
+            )
+        yield f"| {row['arch']} | {row['impl']} | {row['profiler']} {numbers}| {status} |"
+
+
 def _mebibytes(n):
     return "" if n is None else f"{n / 2**20:.1f}"
 
@@ -101,6 +139,8 @@ def write(out, result):
             lines += markdown(found, machine["peaks"]).splitlines()[2:]
         elif name.startswith("sweep"):
             lines += sweep_lines(found)
+        elif name == "profiles":
+            lines += profile_lines(found)
         elif name == "determinism":
             lines += determinism_lines(found)
         else:

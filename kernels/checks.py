@@ -1,9 +1,10 @@
 """Argument checks of the public operators: one clear error before any kernel is launched."""
 
-import math
+import sys
 
 import torch
 
+FLOAT_MAX = sys.float_info.max
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -22,11 +23,24 @@ def check_tensor(name, tensor, shape, like, dtypes=FLOATS):
         raise TypeError(f"{name} must be one of {takes}, got {tensor.dtype}")
     if tensor.device != like.device:
         raise ValueError(f"{name} must be on {like.device}, got {tensor.device}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}")
+
+
+def check_written(name, tensor):
+    """Require a tensor that can be overwritten: an expanded one has several elements in one place."""
+    if any(
+        stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    ):
+        raise ValueError(
+            f"{name} is updated in place and must not be an expanded view, got strides {tensor.stride()}; clone() it"
+        )
 
 
 def check_scale(name, scale):
     """Require a finite number."""
-    if not isinstance(scale, (int, float)) or not math.isfinite(scale):
+    # a larger int is no float any more
+    if not isinstance(scale, (int, float)) or not -FLOAT_MAX <= scale <= FLOAT_MAX:
         raise ValueError(f"{name} must be a finite number, got {scale!r}")
 
 

@@ -61,7 +61,9 @@ class OperatorMixer(BoundMixer):
         conv = self._convolve(x, None if past is None else past.conv_states[0][..., 1 - width :])
         if attention_mask is not None:
             conv = conv * attention_mask.transpose(1, 2)
-        y, last_state = self._scan(conv, z, None if past is None else past.recurrent_states[0])
+        selected = self._selection(conv.transpose(1, 2))
+        state = None if past is None else past.recurrent_states[0]
+        y, last_state = self._scan(conv, *selected, z, state)
         if cache_params is not None:
             # only the end of x, or the cache would copy all of it
             cache_params.update_conv_state(x[..., -width:], self.layer_idx, conv_kernel_size=width)
@@ -79,15 +81,12 @@ class OperatorMixer(BoundMixer):
             impl=self.impl,
         )
 
-    def _scan(self, conv, z, state):
-        """(y, last state) of what the convolution gave, from `state` (batch, dim, dstate), or None for zeros."""
-        return self._scan_selected(conv, *self._selection(conv.transpose(1, 2)), z, state)
-
-    def _scan_selected(self, conv, delta, B, C, z, state):
+    def _scan(self, conv, delta, B, C, z, state):
+        """(y, last state) from `state` (batch, dim, dstate), or None for zeros; delta, B, C as `_selection` gives."""
         return selective_scan(
             conv,
             delta.transpose(1, 2),
-            self._rates(),
+            rates(self),
             B.transpose(1, 2),
             C.transpose(1, 2),
             D=self.D,

@@ -23,6 +23,7 @@ import re
 import sys
 from pathlib import Path
 
+from bench.cli import Parser
 from profiles.limits import clocks, mix, occupancy
 from profiles.machine_code import MachineCode, read_amd, read_binary, read_cubin
 
@@ -175,7 +176,7 @@ def write_record(out, rows, title):
 
 
 def make_parser():
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m profiles.static",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -3,7 +3,13 @@
 import torch
 
 from kernels.causal_conv1d import autograd
-from kernels.checks import check_cu_seqlens, check_no_gradient, check_tensor, wants_gradient
+from kernels.checks import (
+    check_cu_seqlens,
+    check_no_gradient,
+    check_tensor,
+    check_written,
+    wants_gradient,
+)
 from kernels.implementations import BACKWARD, check_impl, find
 from profiles.ranges import annotate
 
@@ -85,6 +91,7 @@ def causal_conv1d_update(x, conv_state, weight, bias=None, activation=None, *, i
         raise ValueError(f"x must have at least one element, got shape {tuple(x.shape)}")
     width = _check_filters(x, weight, bias, activation)
     check_tensor("conv_state", conv_state, (batch, dim, None), like=x)
+    check_written("conv_state", conv_state)
     if conv_state.shape[2] < width - 1:
         raise ValueError(
             f"conv_state must hold at least {width - 1} inputs, got {conv_state.shape[2]}"

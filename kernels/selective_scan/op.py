@@ -2,7 +2,13 @@
 
 import torch
 
-from kernels.checks import check_cu_seqlens, check_no_gradient, check_tensor, wants_gradient
+from kernels.checks import (
+    check_cu_seqlens,
+    check_no_gradient,
+    check_tensor,
+    check_written,
+    wants_gradient,
+)
 from kernels.implementations import BACKWARD, check_impl, find
 from kernels.observation import tell
 from kernels.selective_scan import autograd
@@ -163,6 +169,7 @@ def selective_state_update(
     dstate, B, C = check_operands("dt", x, dt, A, B, C, D, z, dt_bias, dt_softplus)
     B, C = B[..., 0], C[..., 0]
     check_tensor("state", state, (batch, dim, dstate), like=x)
+    check_written("state", state)
     operands = (state, x, dt, A, B, C, D, z, dt_bias)
     check_no_gradient("selective_state_update", impl, *operands, remedy="use selective_scan")
 

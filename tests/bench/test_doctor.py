@@ -2,7 +2,7 @@ import importlib.metadata
 
 import pytest
 
-from bench import doctor
+from bench import doctor, profilers
 
 
 def test_it_names_every_implementation_and_ends_well(capsys):
@@ -42,16 +42,55 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch, capsys):
     assert "numba is not installed: make venv" in capsys.readouterr().out
 
 
-def test_an_old_nsight_with_a_new_nvtx_is_told(monkeypatch):
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/nsys")
-    monkeypatch.setattr(doctor, "version_of", lambda name: "0.2.17")
+def profiler_cells():
+    return [cell for column in doctor.profiler_table().columns for cell in column.cells]
+
+
+def nsight(monkeypatch, version, nvtx):
+    """There is an nsys of this version and an nvtx of that one, and no GPU."""
 
     class Done:
-        stdout = "NVIDIA Nsight Systems version 2022.4.2.18"
+        stdout, stderr = version, ""
 
-    monkeypatch.setattr(doctor.subprocess, "run", lambda *args, **kwargs: Done())
-    cells = [cell for column in doctor.profiler_table().columns for cell in column.cells]
-    assert any("nvtx==0.2.10" in cell for cell in cells)
+    monkeypatch.setattr(profilers.shutil, "which", {"nsys": "/usr/bin/nsys"}.get)
+    monkeypatch.setattr(profilers.subprocess, "run", lambda *args, **kwargs: Done())
+    real = profilers.version_of
+    monkeypatch.setattr(
+        profilers, "version_of", lambda name: nvtx if name == "nvtx" else real(name)
+    )
+    monkeypatch.setattr(profilers, "_has_gpu", lambda: False)
+
+
+OLD = "NVIDIA Nsight Systems version 2022.4.2.18-32044700v0"
+NEW = "NVIDIA Nsight Systems version 2025.1.1.131-251135540420v0"
+
+
+def test_an_old_nsight_with_a_new_nvtx_is_told(monkeypatch):
+    nsight(monkeypatch, OLD, "0.2.17")
+    assert any("nvtx==0.2.10" in cell for cell in profiler_cells())
+
+
+@pytest.mark.parametrize(("version", "nvtx"), [(OLD, "0.2.11"), (NEW, "0.2.17")])
+def test_an_nsight_that_records_is_said_to(monkeypatch, version, nvtx):
+    nsight(monkeypatch, version, nvtx)
+    assert profilers.nsys().reason == ""
+    assert bool(profilers.nsys().note) == (version == OLD)  # its importer is not found
+
+
+def test_every_profiler_has_a_row_with_what_helps(monkeypatch):
+    nsight(monkeypatch, OLD, "0.2.10")
+    monkeypatch.setattr(profilers.shutil, "which", lambda name: None)
+    cells = profiler_cells()
+    for name in ("nsys", "torch", "ncu", "proton"):
+        assert name in cells
+    assert any("apt-get install nsight-systems" in cell and "--profiler torch" in cell for cell in cells)  # fmt: skip
+    assert any("ncu is not on the PATH" in cell for cell in cells)
+    assert any("GPU kernels only" in cell for cell in cells)
+
+
+def test_an_nsys_that_does_not_answer_is_no_profiler(monkeypatch):
+    nsight(monkeypatch, "cannot execute", "0.2.10")
+    assert "cannot execute" in profilers.nsys().reason
 
 
 def test_help_and_unknown_options(capsys):

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 import torch
 
-from bench import gpu_suite, suite_record
+from bench import gpu_suite, profilers, suite_record
 
 CPU = torch.device("cpu")
 KERNEL_ROW = {
@@ -25,6 +25,12 @@ DETERMINISM_ROW = {
 }  # fmt: skip
 
 
+PROFILE_ROW = {
+    "arch": "mamba", "impl": "triton", "profiler": "torch", "status": "ok", "reason": "", "launches": 300.0,
+    "busy_ms": 4.5, "gap_ms": 0.25, "operators": 0.5, "launch_bound": "true",
+}  # fmt: skip
+
+
 @pytest.fixture
 def stages(monkeypatch):
     """The stages as functions that only say that they ran."""
@@ -33,6 +39,7 @@ def stages(monkeypatch):
     def stage(name):
         kind = name.split("-")[0]
         results = {"kernels": [KERNEL_ROW], "sweep": [SWEEP_ROW], "determinism": [DETERMINISM_ROW]}
+        results["profiles"] = [PROFILE_ROW]
         result = results.get(kind, {"passed": True, "summary": "9 passed"})
         return lambda left: ran.append(name) or result
 
@@ -56,6 +63,7 @@ def test_the_record_holds_every_stage(tmp_path, stages, capsys):
     assert "| b1-l8-d4-n2 | fp32 | torch | 2 | 1 | 2 | 12.5 % exponential | 1 | 0.50 |" in table
     assert "| mamba | hf | bf16 | decode | 512 |  |  |  | oom: out of / memory |" in table
     assert "| causal_conv1d | float32 | 7 | unavailable, because no / reason |" in table
+    assert "| mamba | triton | torch | 300 | 4.500 | 0.250 | 50.0% | true | ok |" in table
     assert table in capsys.readouterr().out
 
 
@@ -133,3 +141,49 @@ def test_metrics_are_summed_up_with_the_failures_of_parity(tmp_path):
 def test_metrics_need_the_sweep_before_them(tmp_path):
     with pytest.raises(RuntimeError, match="sweep-prefill has not run"):
         gpu_suite.run_metrics(tmp_path, 1)
+
+
+def test_profiles_are_of_what_can_run_there():
+    cells = gpu_suite.profile_cells("cpu")
+    assert "mamba/cpu/prefill/4096/bf16" in cells
+    assert "llama/torch/prefill/4096/bf16" in cells
+    assert not [cell for cell in cells if "/triton/" in cell or "/cuda/" in cell]
+
+
+def planted_capture(folder, **fields):
+    """What profiles.capture leaves of one cell, with the numbers of a GPU."""
+    cell = {"arch": "mamba", "impl": "torch", "seqlen": 4096}
+    manifest = {"cell": cell, "profiler": "torch", "status": "ok", "reason": "", "kernels": {}}
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps(manifest | fields))
+    if "status" not in fields:
+        (folder / "timeline.csv").write_text(
+            "level,launches,busy_ms,gap_ms,host_ms,share,launch_bound\n"
+            "cell,40,5,1,7,,true\nrep,40,5,1,6,0.25,true\nop,3,2,0,1,0.5,false\nop,3,1,0,1,0.25,false\n"
+        )
+
+
+def test_a_capture_is_one_row(tmp_path, monkeypatch):
+    planted_capture(tmp_path / "profiles" / "a.torch")
+    planted_capture(tmp_path / "profiles" / "b.torch", status="error", reason="no | luck")
+    commands = []
+    monkeypatch.setattr(gpu_suite, "_logged", lambda *args: commands.append(args[0]) or (0, ""))
+    monkeypatch.setattr(gpu_suite, "profile_cells", lambda device: ["mamba/torch"])
+    monkeypatch.setattr(
+        gpu_suite.profilers, "find", lambda name: profilers.Profiler(name, "1", name == "nsys" and "absent")
+    )  # fmt: skip
+    good, bad = gpu_suite.run_profiles(tmp_path, 10)
+    assert (good["launches"], good["busy_ms"], good["operators"]) == (40, 5, 0.75)
+    assert "busy_ms" not in bad
+    assert len(commands) == 1
+    assert commands[0][-4:] == ["--cell", "mamba/torch", "--profiler", "torch"]
+    assert "--missing" in commands[0]
+    lines = list(suite_record.profile_lines([good, bad]))
+    assert len({line.count("|") for line in lines}) == 1
+    assert "trace.json.gz" in (tmp_path / "profiles" / ".gitignore").read_text()
+
+
+def test_captures_that_fail_fail_the_stage(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_suite, "_logged", lambda *args: (1, "it is gone"))
+    with pytest.raises(RuntimeError, match=r"profiles.capture ended with 1: it is gone"):
+        gpu_suite.run_profiles(tmp_path, 10)
