@@ -35,6 +35,22 @@ def headline(results):
     return [*found, *_untimed(results)]
 
 
+def central(results, mode="prefill"):
+    """The row of the identity that the answer is about: in the setting nearest to the paper's the paper's pairing, else
+    the best one, at the length nearest to the paper's; None without a ratio.
+    """
+    setting = nearest_setting(results, mode)
+    if setting is None:
+        return None
+    here = of(results.identity, setting)
+    measured = here[np.isfinite(here.ratio) & (here.ratio > 0)]
+    if measured.empty:
+        return None
+    chosen = (measured[measured.paper], measured[measured.best], measured)
+    rows = next(rows for rows in chosen if len(rows))
+    return rows.loc[(np.log(rows.seqlen.astype(float)) - math.log(LENGTH)).abs().idxmin()]
+
+
 def _mode(results, mode):
     """The sentences of one mode."""
     curves = {key: curve for key, curve in results.curves["time"].items() if key[0].mode == mode}
@@ -42,15 +58,13 @@ def _mode(results, mode):
     task = f" in {mode}" if results.cells["mode"].nunique() > 1 else ""
     if len(timed) < 2:
         return [_incomparable(results.cells, mode, timed, {key[1] for key in curves}, task)]
-    here = of(results.identity, nearest_setting(results, mode))
-    measured = here[np.isfinite(here.ratio) & (here.ratio > 0)]
-    if measured.empty:
+    row = central(results, mode)
+    if row is None:
         return [
             f"LLaMA and Mamba share no length{task} at which both have a time in the same round."
         ]
-    best = measured[measured.best]
-    chosen = next(rows for rows in (measured[measured.paper], best, measured) if len(rows))
-    row = chosen.loc[(np.log(chosen.seqlen.astype(float)) - math.log(LENGTH)).abs().idxmin()]
+    here = of(results.identity, nearest_setting(results, mode))
+    best = here[here.best & np.isfinite(here.ratio) & (here.ratio > 0)]
     text = f"{_compared(row, mode)} {_split(row)}"
     if row.best:
         text += " This pairing is best against best."

@@ -17,14 +17,25 @@ import math
 import numpy as np
 import pandas as pd
 
-from analysis.load import Setting
+from analysis.load import Setting, logits_of
 from analysis.ratios import fastest
-from kernels.roofline import model_floor
+from kernels.roofline import DTYPES, MODES, model_floor, model_problems, work
 from models.presets import PRESETS
 
 ARCHITECTURES = ("llama", "mamba")
 NO_PEAKS = "machine.json holds no measured peaks"
-_FLOOR = [*Setting._fields, "arch", "seqlen", "floor_ms", "bound", "missing", "reason"]
+_FLOOR = [
+    *Setting._fields,
+    "arch",
+    "seqlen",
+    "floor_ms",
+    "bound",
+    "missing",
+    "flops",
+    "bytes",
+    "exps",
+    "reason",
+]
 _KEPT = [
     "llama_impl",
     "mamba_impl",
@@ -60,7 +71,7 @@ def floors_table(results):
     """One row per setting, architecture and seqlen that was tried: the floor of the model's pass.
 
     Columns: setting, arch, seqlen, floor_ms (nan: see reason), bound ("memory", "matrix" or "exponential"), missing
-    (terms without a measured peak, joined), reason.
+    (terms without a measured peak, joined), flops, bytes and exps of the pass (nan where unknown), reason.
     """
     rows = []
     done = set()
@@ -124,15 +135,17 @@ def model_sizes(run, arch):
 
 
 def _floor(run, setting, arch, seqlen):
-    """floor_ms, bound, missing and reason of one pass; a decoded token has its context before it."""
+    """The columns of one pass; a decoded token has its context before it."""
     peaks = run.machine.get("peaks")
-    options = run.plan.get("options") or {}
-    logits = options.get("logits") or ("all" if run.plan.get("protocol") == "paper" else "last")
+    logits = logits_of(run)
     tokens = seqlen + (setting.mode == "decode")
+    row = {"floor_ms": math.nan, "bound": "", "missing": "", "reason": ""}
+    row |= dict.fromkeys(("flops", "bytes", "exps"), math.nan)
     try:
+        sizes = model_sizes(run, arch)
+        row |= _work(sizes, arch, setting, tokens, logits)
         if not peaks:
             raise ValueError(NO_PEAKS)
-        sizes = model_sizes(run, arch)
         found = model_floor(
             sizes, arch, setting.batch, tokens, setting.dtype, peaks, logits, setting.mode
         )
@@ -140,13 +153,20 @@ def _floor(run, setting, arch, seqlen):
         reason = (
             f"no {error} among the sizes of {arch}" if isinstance(error, KeyError) else str(error)
         )
-        return {"floor_ms": math.nan, "bound": "", "missing": "", "reason": reason}
-    return {
-        "floor_ms": 1e3 * found.seconds,
-        "bound": found.bound,
-        "missing": ", ".join(found.missing),
-        "reason": "",
-    }
+        return row | {"reason": reason}
+    missing = ", ".join(found.missing)
+    return row | {"floor_ms": 1e3 * found.seconds, "bound": found.bound, "missing": missing}
+
+
+def _work(sizes, arch, setting, tokens, logits):
+    """FLOPs, least bytes and exponentials of one pass, of the same parts as its floor."""
+    steps = model_problems(sizes, arch, setting.batch, tokens, logits, setting.mode)
+    parts = [
+        [count * amount for amount in work(problem, DTYPES[setting.dtype], direction)]
+        for count, problem in steps
+        for direction in MODES[setting.mode]
+    ]
+    return dict(zip(("flops", "bytes", "exps"), map(sum, zip(*parts, strict=True)), strict=True))
 
 
 def _split(row, sides, quickest, times):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from bench.blocks import apart
 from bench.verdict import statistic, t_interval
 
 CELL = ["arch", "impl", "preset", "seqlen", "batch", "dtype", "mode", "launch"]
@@ -34,7 +35,7 @@ class Setting(NamedTuple):
 
 
 def frame(run):
-    """One row per record of `run`.
+    """One row per record of `run`; kinds of machine are kept apart by `bench.blocks.apart`.
 
     Columns: those of the cell; round, order, status, reason; time and device_time (ms, median of the samples),
     memory (bytes beyond the weights) and peak_memory (weights included), each inf where the cell ran out of
@@ -42,7 +43,7 @@ def frame(run):
     (largest error as a fraction of its bound), parity_seqlen, parity_passed; kernels (operator=kernel, joined);
     padded.
     """
-    rows = [_row(record) for record in run.records]
+    rows = [_row(record) for record in apart(run).records]
     return pd.DataFrame(rows, columns=list(_row(_EMPTY)))
 
 
@@ -170,6 +171,12 @@ def pairs(all_curves):
 def of(table, setting):
     """The rows of `table` that belong to `setting`."""
     return table[(table[list(Setting._fields)] == list(setting)).all(axis=1)]
+
+
+def logits_of(run):
+    """Positions whose logits a run computes in prefill: `last` or `all`."""
+    options = run.plan.get("options") or {}
+    return options.get("logits") or ("all" if run.plan.get("protocol") == "paper" else "last")
 
 
 def impl_order(impl):

@@ -5,6 +5,7 @@ baseline the model in the run's dtype under `hf`, and an implementation whose me
 the baseline's has failed. Counts over a threshold jump by rounding, so they are reported and not judged.
 """
 
+import copy
 import time
 from dataclasses import replace
 
@@ -31,6 +32,7 @@ from bench.records import now, one_line
 from kernels.accuracy import errors
 from kernels.implementations import Unavailable, recording
 from models.bind import use
+from models.build import assemble
 from models.gold import gold
 from models.observe import observing
 
@@ -245,23 +247,28 @@ class Metrics:
         return self._built(job.arch, job.dtype, job.seed)
 
     def _built(self, arch, dtype, seed):
-        """A model of the run. Kept are, of each architecture, the one with the run's seed and the last other one."""
+        """A model of the run.
+
+        Kept are, of each architecture, the one with the run's seed and the last other one, in the widest dtype of the
+        run; narrower ones are cast from it, which gives the bits that building them would.
+        """
         slot = arch, seed == self.plan.options["seed"]
-        first = self.plan.options["dtype"][0]
         if self._models.get(slot, (None,))[0] != seed:
             options = self.plan.options | {"seed": seed}
-            self._models[slot] = (
-                seed,
-                build_planned(arch, options, TORCH_DTYPES[first]).to(self.device),
-            )
-        model = self._models[slot][1]
-        if TORCH_DTYPES[dtype] == TORCH_DTYPES[first]:
-            return model
-        options = self.plan.options | {"seed": seed}
-        return build_planned(arch, options, TORCH_DTYPES[dtype]).to(self.device)
+            widest = max((TORCH_DTYPES[d] for d in options["dtype"]), key=lambda d: d.itemsize)
+            self._models[slot] = (seed, build_planned(arch, options, widest).to(self.device))
+        model, dtype = self._models[slot][1], TORCH_DTYPES[dtype]
+        return model if model.dtype == dtype else _cast(model, dtype)
 
     def _gold(self, job):
         return gold(self._built(job.arch, self.plan.options["dtype"][0], job.seed))
+
+
+def _cast(model, dtype):
+    """A copy of a model whose weights are rounded to `dtype`."""
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    config = copy.deepcopy(model.config)
+    return assemble(config, lambda name, shape: weights[name], dtype, model.device).eval()
 
 
 def described(measured, profiles=True):

@@ -5,7 +5,7 @@ record for each of its groups. Implementations are compared on the weights of th
 one implementation, the fastest that runs.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from bench.availability import fate
 from bench.plan import Cell
@@ -16,6 +16,7 @@ OF_STREAM = ("forward", "context", "similarity")  # kinds of jobs that read the 
 OF_FORWARD = ("hidden", "state", "attention")  # one forward gives all three
 FASTEST = {"cuda": ("triton", "cuda", "torch", "hf"), "cpu": ("cpu", "torch", "hf")}
 QUADRATIC = 64  # tokens above which transformers' sequential scan is not differentiated
+NO_SESSIONS = "no session has labels of phases or shifts, and without them nothing can be detected"
 
 
 @dataclass(frozen=True)
@@ -139,13 +140,15 @@ def _shift_jobs(plan, extent, readers):
     for index in range(extent.sessions):
         for arch in readers:
             yield of("session", arch, "shift_scores", f"session {index}")
+    reason = "" if extent.sessions else NO_SESSIONS
     for arch in readers:
-        yield of("shifts", arch, "shifts")
+        yield replace(of("shifts", arch, "shifts"), reason=reason)
     if len(readers) == 2:
         weights = readers["llama"][1]
         yield Job(
-            "shift_difference", "both", "", dtype, extent.session_tokens, seed, weights, ("shifts",)
-        )
+            "shift_difference", "both", "", dtype, extent.session_tokens, seed, weights, ("shifts",),
+            reason=reason,
+        )  # fmt: skip
 
 
 def _comparisons(options, extent):

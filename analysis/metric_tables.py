@@ -11,7 +11,6 @@ from analysis.metric_load import BLOCKS, WEIGHTS, length, measured, of_model, se
 from analysis.metric_pages import (
     AGAINST,
     CONTEXT,
-    Found,
     against,
     attributed,
     by_layer,
@@ -28,7 +27,7 @@ from analysis.metric_pages import (
     similarity,
 )
 from analysis.paper_metrics import UNIFORM, uniform_entropy
-from analysis.render import markdown, rich_table
+from analysis.render import rich_table, write_tables
 from analysis.wording import number
 
 SCORES = (
@@ -41,6 +40,7 @@ SCORES = (
     "tpr_at_fpr_10",
     "p_null",
 )  # fit a terminal
+NOTHING = "No representation metric was measured."
 ENOUGH_SESSIONS = 80  # what an AUC needs to be told from another one
 HEADLINES = (  # instrument, metric: what the terminal shows
     ("residual stream", "velocity_relative"), ("residual stream", "drift_relative"), ("residual stream", "norm"),
@@ -52,10 +52,8 @@ HEADLINES = (  # instrument, metric: what the terminal shows
 )  # fmt: skip
 
 
-def write(records, folder):
+def write(found, folder):
     """Write every table to `folder`, where those of the sweep may lie (analysis.tables); returns the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    found = Found(records)
     raw = {
         "metrics_by_layer": found.means,
         "metric_implementations": cells(found),
@@ -63,17 +61,10 @@ def write(records, folder):
         "parity_failures": found.failures,
         "context": found.means[found.means.instrument.isin(CONTEXT)],
         "shifts": found.means[found.means.instrument.isin(scores(found))],
-        "similarity": pairs(records),
+        "similarity": pairs(found.records),
         "paper_representation": found.paper,
     }
-    paths = []
-    for name, table in raw.items():
-        paths.append(folder / f"{name}.csv")
-        table.to_csv(paths[-1], index=False)
-    for name, sections in pages(found).items():
-        paths.append(folder / f"{name}.md")
-        paths[-1].write_text(_page(sections), encoding="utf-8")
-    return paths
+    return write_tables(folder, raw, pages(found))
 
 
 def pages(found):
@@ -89,11 +80,10 @@ def pages(found):
     }
 
 
-def terminal(records):
+def terminal(found):
     """The renderables that a run's metrics end with."""
-    if not records:
-        return [Text("No representation metric was measured.")]
-    found = Found(records)
+    if not found.records:
+        return [Text(NOTHING)]
     tables = headlines(found)
     lines = parity_sentences(found)
     best = [
@@ -104,7 +94,7 @@ def terminal(records):
     shown += [Text("\n".join(lines) + "\n", style="bold red")] if lines else []
     shown += [rich_table(title, table) for title, table in best if len(table)]
     shown += [Text(line + "\n") for line in [session_sentence(found)] if line]
-    if measured(records):
+    if measured(found.records):
         shown += [rich_table(*section) for section in paper(_short(found.paper)) if len(section[1])]
     missing = absent(found)
     return [*shown, *([rich_table("Not measured", missing)] if len(missing) else [])]
@@ -198,11 +188,10 @@ def session_sentence(found):
     return f"{text}."
 
 
-def sentences(records):
+def sentences(found):
     """What the metrics say, in plain sentences made from the records alone."""
-    if not records:
-        return ["No representation metric was measured."]
-    found = Found(records)
+    if not found.records:
+        return [NOTHING]
     return [
         *_verdicts(found), *_attention(found), *_reach(found), *_scored(found), *_agreement(found),
         *parity_sentences(found), *_alike(found), *_missing(found),
@@ -326,10 +315,3 @@ def _short(table):
         rows.append(first.to_dict() | {"claim": claim, "paper": paper, "measured": text})
     short = pd.concat([pd.DataFrame(rows, columns=table.columns), said.drop(layers.index)])
     return short.drop(columns=["section", "tokens"])
-
-
-def _page(sections):
-    return "\n".join(
-        f"## {title}\n\n{markdown(table) if len(table) else 'Nothing to show.'}\n"
-        for title, table in sections or [("Nothing to show", pd.DataFrame())]
-    )

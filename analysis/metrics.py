@@ -26,7 +26,7 @@ from analysis.metric_jobs import Metrics
 from analysis.metric_plan import EXTENTS, GROUPS, OF_STREAM, jobs
 from analysis.metric_progress import JobProgress
 from analysis.shift_sessions import how_many
-from bench.cli import Parser
+from bench.cli import Parser, at_least, some
 from bench.plan import PlanError, read_plan
 from bench.planning import read_tokens
 from bench.records import Appender, RecordError
@@ -63,13 +63,13 @@ def make_parser():
     add = parser.add_argument
     add("run", type=Path, help="a run directory, as bench.sweep writes it")
     add("--extent", choices=tuple(EXTENTS), default="small", help="how much (default: small)")
-    add("--groups", type=_groups, default=GROUPS, metavar="LIST",
+    add("--groups", type=some(GROUPS), default=GROUPS, metavar="LIST",
         help=f"what (default: {','.join(GROUPS)})")  # fmt: skip
     for name, text in HELP.items():
         small, full, gpu, gpu_full = (
             getattr(EXTENTS[e][d], name) for d in ("cpu", "cuda") for e in EXTENTS
         )
-        add(f"--{name.replace('_', '-')}", type=_whole, metavar="N", dest=name,
+        add(f"--{name.replace('_', '-')}", type=at_least(0), metavar="N", dest=name,
             help=f"{text} (default: {small}, full {full}; on a GPU {gpu}, full {gpu_full})")  # fmt: skip
     add("--retry", action="store_true", help="make again what failed or was unavailable")
     add("--quiet", action="store_true", help="records only: no tables and figures")
@@ -163,12 +163,16 @@ def tokens(run, plan, length):
 
 def write(run):
     """Write tables and figures of the records of a run; returns what a terminal shows."""
-    from analysis import metric_figures, metric_tables  # seconds of imports that records do without
+    from analysis import (  # seconds of imports that records do without
+        metric_figures,
+        metric_pages,
+        metric_tables,
+    )
 
-    records = metric_load.read(run / metric_load.NAME)
-    metric_tables.write(records, run / "tables")
-    metric_figures.write(records, run / "figures")
-    return metric_tables.terminal(records)
+    found = metric_pages.Found(metric_load.read(run / metric_load.NAME))
+    metric_tables.write(found, run / "tables")
+    metric_figures.write(found.records, run / "figures")
+    return metric_tables.terminal(found)
 
 
 def _is_done(done, job, group, lab, retry):
@@ -181,26 +185,6 @@ def _is_done(done, job, group, lab, retry):
 
 def _key(unit):
     return json.dumps(unit, sort_keys=True)
-
-
-def _groups(text):
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in GROUPS:
-            raise argparse.ArgumentTypeError(
-                f"{name!r} is unknown; choose from {', '.join(GROUPS)}"
-            )
-    return tuple(dict.fromkeys(names))
-
-
-def _whole(text):
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is less than 0")
-    return value
 
 
 if __name__ == "__main__":

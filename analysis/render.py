@@ -39,3 +39,29 @@ def markdown(table):
     lines = [[*map(escape, table.columns)], ["---"] * len(table.columns)]
     lines += [[escape(v) for v in row] for row in table.itertuples(index=False)]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def page(sections):
+    """[(title, table of strings)] as one Markdown page."""
+    return "\n".join(
+        f"## {title}\n\n{markdown(table) if len(table) else 'Nothing to show.'}\n"
+        for title, table in sections or [("Nothing to show", ())]
+    )
+
+
+def write_tables(folder, raw, pages):
+    """Write tables for programs and for people to `folder`; returns the paths.
+
+    Args:
+        raw: {name: data frame}, written as CSV with full precision.
+        pages: {name: [(title, table of strings)]}, written as Markdown.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, table in raw.items():
+        paths.append(folder / f"{name}.csv")
+        table.to_csv(paths[-1], index=False)
+    for name, sections in pages.items():
+        paths.append(folder / f"{name}.md")
+        paths[-1].write_text(page(sections), encoding="utf-8")
+    return paths

@@ -8,8 +8,10 @@ it, so it gets its mean over all orders, the Shapley value (Shapley 1953):
     phi_i = sum over S without i of |S|! (k - |S| - 1)! / k! (v(S + i) - v(S))
 
 The contributions add up to v(all) - v(none) exactly. They need the times of all 2^k combinations in the same rounds; a
-switch without them, and one with a single position, is "not varied in this run". Positions of the logits, for one,
-are an option of a whole run.
+switch without them, and one with a single position, is "not varied in this run". Positions of the logits are an
+option of a whole run, so they are a switch only between two runs on the same machine, weights and tokens. Each ratio is
+then of one run, and their rounds are put side by side by number: as they are independent, the interval is as wide as
+it must be.
 """
 
 import itertools
@@ -19,13 +21,18 @@ import numpy as np
 import pandas as pd
 
 from analysis.effects import GROUP
+from analysis.load import logits_of
 from analysis.ratios import paper_pairing
+from bench.compare import machine_differences
 from bench.verdict import t_interval
 
-SWITCHES = ("llama mixer", "mamba mixer", "launch", "dtype")
-LAUNCH, DTYPE = "eager", "fp32"  # of the paper
+SWITCHES = ("llama mixer", "mamba mixer", "launch", "dtype", "logits")
+LAUNCH, DTYPE, LOGITS = "eager", "fp32", "all"  # of the paper
+PREFILL = "prefill"
+WEIGHTS = ("preset", "seed", "checkpoint", "vocabulary")  # options that decide the weights
 START, END = "paper's pairing", "best pairing"
 NOT_VARIED = "not varied in this run"
+ONE_OPTION = f"{NOT_VARIED}: an option of all its cells"
 COLUMNS = [
     *GROUP,
     "seqlen",
@@ -41,33 +48,53 @@ COLUMNS = [
 ]
 
 
-def shapley_table(results):
+def shapley_table(results, other=None):
     """One row per preset, batch, mode, seqlen and switch, after the pairing that it starts from and before its end.
 
     Columns: the group; switch ("paper's pairing", the switches, "logits", "best pairing"), before, after (its two
     positions; of a pairing its description in `after`), effect (the contribution to ln(llama / mamba); of a pairing
     that logarithm itself), factor (its exponential) with low and high (95 % over rounds), rounds, reason: why there is
     none. The effect of "best pairing" is that of "paper's pairing" plus the contributions.
+
+    Args:
+        other: Results of a run that differs in its logits (`other_logits` says so), or None.
     """
     rows = []
     for group, cells in results.cells.groupby(GROUP, sort=False):
-        curves = {
-            k: c
-            for k, c in results.curves["time"].items()
-            if (k[0].preset, k[0].batch, k[0].mode) == group
-        }
+        sides = [results, other] if other is not None and group[-1] == PREFILL else [results]
+        curves = [(logits_of(side.run), _of(side.curves["time"], group)) for side in sides]
         for seqlen in sorted(cells.seqlen.unique()):
             key = dict(zip(GROUP, group, strict=True)) | {"seqlen": seqlen}
-            walk = _walk(_times(curves, seqlen))
-            if key["mode"] == "prefill":  # a decoded token and training have no choice
-                logits = _row(
-                    "logits",
-                    _logits(results.run),
-                    reason=f"{NOT_VARIED}: an option of all its cells",
-                )
-                walk.insert(max(1, len(walk) - 1), logits)
+            times = {}
+            for logits, found in curves:
+                times |= _times(found, seqlen, logits)
+            walk = _walk(times)
+            if group[-1] != PREFILL:  # a decoded token and training have no choice
+                walk = [row for row in walk if row["switch"] != "logits"]
+            elif len(walk) == 1:
+                walk.append(_row("logits", curves[0][0], reason=ONE_OPTION))
             rows += [key | row for row in walk]
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def other_logits(a, b):
+    """Why the logits cannot be a switch between two runs, in one sentence; empty if they can."""
+    if logits_of(a) == logits_of(b):
+        return f"both computed the logits of the same positions ({logits_of(a)})"
+    if different := machine_differences(a.machine, b.machine):
+        return f"their machines differ ({different})"
+    for name in WEIGHTS:
+        x, y = ((run.plan.get("options") or {}).get(name, run.plan.get(name)) for run in (a, b))
+        if x != y:
+            return f"their models differ ({name} {x} and {y})"
+    x, y = ((run.plan.get("tokens") or {}).get("sha256") for run in (a, b))
+    return "" if x == y else "their tokens differ"
+
+
+def _of(curves, group):
+    """The curves of a preset, batch and mode."""
+    key = lambda setting: (setting.preset, setting.batch, setting.mode)
+    return {name: curve for name, curve in curves.items() if key(name[0]) == group}
 
 
 def shapley(values, count):
@@ -98,36 +125,44 @@ def shapley(values, count):
 
 
 def _walk(times):
-    """The rows of one length; `times` is {(arch, impl, launch, dtype): logarithms by round}."""
+    """The rows of one length; `times` is {(arch, impl, launch, dtype, logits): logarithms by round}."""
+    positions = {cell[-1] for cell in times}
+    logits = LOGITS if LOGITS in positions else next(iter(positions), LOGITS)
+    paper = [LAUNCH, DTYPE, logits]
     impls = {
-        arch: {impl for a, impl, *setting in times if (a, setting) == (arch, [LAUNCH, DTYPE])}
+        arch: {impl for a, impl, *setting in times if (a, setting) == (arch, paper)}
         for arch in ("llama", "mamba")
     }
     pairing = paper_pairing(impls)
     if pairing is None:
         where = f"in {DTYPE} with launch {LAUNCH}"
         return [_row(START, reason=f"needs a time of llama under hf and of mamba {where}")]
-    start = (*pairing, LAUNCH, DTYPE)
+    start = (*pairing, *paper)
     ends = _ends(times)
     reachable = ((end, _corners(times, start, end)) for end in ends)
     end, values = next(((e, v) for e, v in reachable if v is not None), (start, None))
     if values is None:
-        return [_row(START, after=_described(start), reason="llama and mamba share no round")]
+        return [
+            _row(START, after=_described(start, positions), reason="llama and mamba share no round")
+        ]
     switched = [i for i in range(len(SWITCHES)) if start[i] != end[i]]
-    rows = [_row(START, after=_described(start), **_estimate(values[frozenset()]))]
+    rows = [_row(START, after=_described(start, positions), **_estimate(values[frozenset()]))]
     for i, effect in zip(switched, shapley(values, len(switched)), strict=True):
         rows.append(_row(SWITCHES[i], start[i], end[i], **_estimate(effect)))
     for i in range(len(SWITCHES)):
         if i not in switched:
-            rows.append(_row(SWITCHES[i], start[i], reason=_stays(ends, end, i)))
+            only = SWITCHES[i] == "logits" and len(positions) == 1
+            rows.append(
+                _row(SWITCHES[i], start[i], reason=ONE_OPTION if only else _stays(ends, end, i))
+            )
     whole = values[frozenset(range(len(switched)))]
-    return [*rows, _row(END, after=_described(end), **_estimate(whole))]
+    return [*rows, _row(END, after=_described(end, positions), **_estimate(whole))]
 
 
 def _corners(times, start, end):
     """{set of turned switches: ln ratio by round} between two configurations; None if a combination lacks times.
 
-    A configuration is (llama_impl, mamba_impl, launch, dtype); the sets count only the switches that differ.
+    A configuration is (llama_impl, mamba_impl, launch, dtype, logits); the sets count only the switches that differ.
     """
     switched = [i for i in range(len(start)) if start[i] != end[i]]
     turned = [
@@ -167,24 +202,21 @@ def _stays(ends, end, i):
     return NOT_VARIED if len({e[i] for e in ends}) == 1 else f"{end[i]} is the best one as well"
 
 
-def _times(curves, seqlen):
+def _times(curves, seqlen, logits):
     found = {}
     for (setting, arch, impl), curve in curves.items():
         if seqlen in curve:
             usable = curve[seqlen][np.isfinite(curve[seqlen]) & (curve[seqlen] > 0)]
             if len(usable):
-                found[arch, impl, setting.launch, setting.dtype] = np.log(usable)
+                found[arch, impl, setting.launch, setting.dtype, logits] = np.log(usable)
     return found
 
 
-def _logits(run):
-    options = run.plan.get("options") or {}
-    return options.get("logits") or ("all" if run.plan.get("protocol") == "paper" else "last")
-
-
-def _described(configuration):
-    llama, mamba, launch, dtype = configuration
-    return f"llama {llama}, mamba {mamba}, {dtype}, {launch}"
+def _described(configuration, positions):
+    """A configuration in words, with its logits where there are several."""
+    llama, mamba, launch, dtype, logits = configuration
+    text = f"llama {llama}, mamba {mamba}, {dtype}, {launch}"
+    return f"{text}, logits {logits}" if len(positions) > 1 else text
 
 
 def _estimate(effect):

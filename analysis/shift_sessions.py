@@ -1,10 +1,14 @@
-"""The sessions of the shift task: the user's transcripts, or those that the generator makes of the run's seed."""
+"""The sessions of the shift task: the user's labelled transcripts, or those that the generator makes of the run's seed.
+
+Transcripts without labels of phases or shifts are left out: no other label stands for one.
+"""
 
 from functools import cached_property
 
 from analysis.shift_baselines import baseline_scores
 from analysis.shifts import encode, merged, session_scores
 from bench.sessions import read, stream
+from bench.sessions.session import is_labelled
 from models.checkpoint_tokenizer import tokenizer_of
 
 
@@ -22,7 +26,7 @@ class ShiftSessions:
     @cached_property
     def _source(self):
         path = self.options["sessions"]
-        return iter(read(path)) if path else stream(self.options["seed"], self.options["kind"])
+        return labelled(path) if path else stream(self.options["seed"], self.options["kind"])
 
     @cached_property
     def _tokenizer(self):
@@ -44,5 +48,10 @@ class ShiftSessions:
 
 
 def how_many(options):
-    """How many sessions the user's transcripts hold; None for the generator, which goes on."""
-    return sum(1 for _ in read(options["sessions"])) if options["sessions"] else None
+    """How many labelled sessions the user's transcripts hold; None for the generator, which goes on."""
+    return sum(1 for _ in labelled(options["sessions"])) if options["sessions"] else None
+
+
+def labelled(path):
+    """The sessions of a file or folder that have labels of phases or shifts."""
+    return filter(is_labelled, read(path))

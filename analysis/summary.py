@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from analysis import figures, load, metric_load, metric_tables, render, tables
+from analysis import figures, load, metric_load, metric_pages, metric_tables, render, tables
 from analysis.crossover import crossover_table
 from analysis.effects import effects_table
 from analysis.headline import headline
@@ -99,10 +99,10 @@ def write(run_dir):
     shown = tables.terminal(results)
     said = sentences(results)
     if (run_dir / metric_load.NAME).exists():
-        records = metric_load.read(run_dir / metric_load.NAME)
-        written += metric_tables.write(records, run_dir / "tables")
-        shown += metric_tables.terminal(records)
-        said += metric_tables.sentences(records)
+        found = metric_pages.Found(metric_load.read(run_dir / metric_load.NAME))
+        written += metric_tables.write(found, run_dir / "tables")
+        shown += metric_tables.terminal(found)
+        said += metric_tables.sentences(found)
     shown.append(Text("\n".join(["Summary", *(f"- {s}" for s in said)]) + "\n"))
     shown.append(Text(f"{run_dir / 'tables'}: {len(written)} files"))
     shown.append(

@@ -7,7 +7,7 @@ import pandas as pd
 
 from analysis import effects_tables
 from analysis.load import MODES, Setting, impl_order
-from analysis.render import markdown, rich_table
+from analysis.render import rich_table, write_tables
 from analysis.wording import between, brief, crossing, interval, number
 
 MIB = 1 << 20
@@ -24,7 +24,6 @@ NAMES = {
 
 def write(results, folder):
     """Write every table to `folder`; returns the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     raw = {
         "cells": results.cells,
         "ratios": _joined(results.matrix),
@@ -37,14 +36,7 @@ def write(results, folder):
         "crossovers": _joined(results.crossovers),
         "paper": results.paper,
     }
-    paths = []
-    for name, table in raw.items():
-        paths.append(folder / f"{name}.csv")
-        table.to_csv(paths[-1], index=False)
-    for name, sections in pages(results).items():
-        paths.append(folder / f"{name}.md")
-        paths[-1].write_text(_page(sections), encoding="utf-8")
-    return paths
+    return write_tables(folder, raw, pages(results))
 
 
 def pages(results):
@@ -349,10 +341,3 @@ def _length(setting):
 def _joined(by_measure):
     tables = [table for table in by_measure.values() if len(table)]
     return pd.concat(tables, ignore_index=True) if tables else next(iter(by_measure.values()))
-
-
-def _page(sections):
-    return "\n".join(
-        f"## {title}\n\n{markdown(table) if len(table) else 'Nothing to show.'}\n"
-        for title, table in sections
-    )

@@ -18,7 +18,7 @@ MEASURES = {
     "energy": ("Energy of {}", "J"),
 }
 PASSES = {"prefill": "a forward", "decode": "a token", "train": "a training step"}
-PARTS = {"measured": "#666666", "architecture": "#3E7DB5", "implementation": "#E08214"}
+PARTS = {"measured": "#7F7F7F", "architecture": "#3E7DB5", "implementation": "#E08214"}
 DIVERGING = ["#E08214", "#F7F7F7", "#3E7DB5"]  # as the pictures have it: blue where Mamba is better
 
 
@@ -37,13 +37,13 @@ class Chart:
 
 def curves(results, setting, measure):
     """Time, memory or energy over length, with intervals, floors and what ran out of memory; None without values."""
-    rows = list(_levels(results, setting, measure))
+    rows = list(levels(results, setting, measure))
     measured = [row for row in rows if row["value"] is not None]
     if not measured:
         return None
     title, unit = MEASURES[measure]
     title = title.format(PASSES.get(setting.mode, setting.mode)) + f", {unit}"
-    data = [{**row, "shown": _shown(row, unit)} for row in rows]
+    data = [{**row, "shown": in_words(row, unit)} for row in rows]
     tips = [("series", "series"), ("tokens", "tokens"), ("shown", unit)]
     if measure == "time":
         data += _floors(results, setting)
@@ -75,9 +75,9 @@ def curves(results, setting, measure):
         "detail": {"field": "series"},
     }
     return Chart(
-        _id(measure, setting),
+        chart_id(measure, setting),
         f"{title}: {setting}",
-        _ends(measured, unit),
+        ends(measured, unit),
         vega.spec(data, layers, encoding),
     )
 
@@ -132,7 +132,7 @@ def ratios(results, setting, measure):
         if d["tokens"] == lengths[-1]
     ]
     return Chart(
-        _id("ratio", setting, measure),
+        chart_id("ratio", setting, measure),
         f"{measure.capitalize()} of llama / mamba: {setting}. Above 1, in blue, Mamba is better; framed: best "
         "against best.",
         f"Ratio matrix at {lengths[-1]:,} tokens: {'; '.join(said)}.",
@@ -173,7 +173,7 @@ def split(results, setting):
         if (d["pairing"], d["tokens"]) == (start, row.seqlen)
     ]
     return Chart(
-        _id("split", setting), f"llama / mamba in time = architecture x implementation: {setting}",
+        chart_id("split", setting), f"llama / mamba in time = architecture x implementation: {setting}",
         f"{start} at {row.seqlen:,} tokens: {', '.join(at)}. Above 1 it favours Mamba.", spec,
         still=f"({start})",
     )  # fmt: skip
@@ -195,7 +195,7 @@ def effects(results, group, measure):
     ]  # fmt: skip
     names = dict.fromkeys(d["part"] for d in data)
     colour = lambda part: next(
-        (c for i, c in COLOURS.items() if f": {i} / mean" in part), "#666666"
+        (c for i, c in COLOURS.items() if f": {i} / mean" in part), "#7F7F7F"
     )
     setting = Setting(group[0], group[1], "", group[2], "")
     title = f"Effects on {measure}: {group[0]}, batch {group[1]}, {group[2]}"
@@ -203,44 +203,10 @@ def effects(results, group, measure):
         f"{d['part']} {d['shown']}" for d in data if d["tokens"] == data[-1]["tokens"]
     )
     spec = _factors(data, "part", [(name, colour(name)) for name in names], setting)
-    return Chart(_id("effects", setting, measure), title, alt, spec)
+    return Chart(chart_id("effects", setting, measure), title, alt, spec)
 
 
-def roofline(results, setting):
-    """The share of the floor that each cell reaches; None without floors or times."""
-    floors = of(results.floors, setting)
-    floors = {(r.arch, r.seqlen): r for r in floors.itertuples() if not math.isnan(r.floor_ms)}
-    cells = of(results.cells, setting)
-    cells = cells[(cells.status == "ok") & (cells.time_ms > 0)]
-    data = []
-    for r in cells.itertuples():
-        if floor := floors.get((r.arch, r.seqlen)):
-            value = 100 * floor.floor_ms / r.time_ms
-            note = f", without {floor.missing}" if floor.missing else ""
-            times = f"{number(floor.floor_ms)} of {number(r.time_ms)} ms"
-            shown = f"{number(value)} % of the floor, {times} ({floor.bound}{note})"
-            data.append(_point(r, value) | {"shown": shown})
-    if not data:
-        return None
-    layers = [
-        vega.rule(100),
-        vega.layer("line", "true", strokeWidth=2, enc={"strokeDash": vega.by_arch("strokeDash")}),
-        vega.layer("point", "true", filled=True, size=55, enc={"shape": vega.by_arch("shape")}),
-        vega.hover([("series", "series"), ("tokens", "tokens"), ("shown", "reaches")]),
-    ]
-    encoding = vega.axes([*data, {"value": 100}], "share of the floor, %", setting) | {
-        "color": vega.by_impl({row["impl"] for row in data}),
-        "detail": {"field": "series"},
-    }
-    return Chart(
-        _id("roofline", setting),
-        f"Share of the floor on the measured peaks: {setting}",
-        _ends(data, "%"),
-        vega.spec(data, layers, encoding),
-    )
-
-
-def _levels(results, setting, measure):
+def levels(results, setting, measure):
     """One row per cell that was tried: value, low, high (None where there is none)."""
     cells = of(results.cells, setting)
     cells = cells[cells.status.isin(["ok", "oom"])]
@@ -250,7 +216,7 @@ def _levels(results, setting, measure):
             "memory": lambda r=r: (r.memory_bytes / 2**20, math.nan, math.nan),
             "energy": lambda r=r: _energy(results, setting, r),
         }[measure]()
-        yield _point(r, *(values if r.status == "ok" else [math.nan])) | {"status": r.status}
+        yield point(r, *(values if r.status == "ok" else [math.nan])) | {"status": r.status}
 
 
 def _energy(results, setting, cell):
@@ -270,7 +236,8 @@ def _floors(results, setting):
             }  # fmt: skip
 
 
-def _point(cell, value, low=math.nan, high=math.nan):
+def point(cell, value, low=math.nan, high=math.nan):
+    """A row of a figure of cells over length."""
     names = {"arch": cell.arch, "impl": cell.impl, "series": f"{cell.arch} {cell.impl}"}
     return {"tokens": cell.seqlen, **names, **_numbers(value, low, high)}
 
@@ -282,14 +249,16 @@ def _numbers(value, low, high):
     return found if found["low"] and found["high"] else {**found, "low": None, "high": None}
 
 
-def _shown(row, unit):
+def in_words(row, unit):
+    """A row of `levels` as the pointer shows it."""
     if row["status"] == "oom":
         return "out of memory"
     low, high = (math.nan if row[n] is None else row[n] for n in ("low", "high"))
     return interval(math.nan if row["value"] is None else row["value"], low, high)
 
 
-def _ends(rows, unit):
+def ends(rows, unit):
+    """What lines over length end in, in words."""
     last = max(row["tokens"] for row in rows)
     here = sorted((row["value"], row["series"]) for row in rows if row["tokens"] == last)
     values = ", ".join(f"{series} {number(value)} {unit}" for value, series in here)
@@ -315,5 +284,6 @@ def _factors(data, field, colours, setting):
     )
 
 
-def _id(name, setting, *more):
+def chart_id(name, setting, *more):
+    """The name of a figure on the page and on the disk."""
     return "-".join(str(part).replace(" ", "-") for part in (name, *more, *setting) if part != "")

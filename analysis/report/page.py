@@ -11,10 +11,10 @@ from pathlib import Path
 import pandas as pd
 import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from analysis import summary, tables
-from analysis.report import sections
+from analysis.report import parts, sections, time_spent
 from analysis.report.reading import cut, read
 from bench.records import one_line
 
@@ -46,48 +46,54 @@ def build(runs, out=None):
             f"{len(left_out)} settings are not on this page; `python -m analysis.summary` writes their tables: "
             + "; ".join(map(str, left_out))
         )
-    shown = [_guarded("Headline", lambda: sections.answer(results), warnings)]
     names = _names(runs)
+    logits = sections.with_logits(
+        results, zip(names[1:], (other for other, _ in others), strict=True)
+    )
+    shown = [_guarded("Headline", lambda: sections.answer(results), warnings)]
     for (other, said), name in zip(others, names[1:], strict=True):
         warnings += [f"{name}: {line}" for line in [*said, *_doubts(other)]]
-        parts = lambda b=other, name=name: sections.comparison(whole, b, names[0], name)
-        shown.append(_guarded(f"Compared with {name}", parts, warnings))
+        make = lambda b=other, name=name: sections.comparison(
+            whole, b, names[0], name, sections.settings_of(results)
+        )
+        shown.append(_guarded(f"Compared with {name}", make, warnings))
     pages = _tables(results, out / "tables", warnings, whole.cells if left_out else None)
     made = {
         "Ratio matrix": lambda: sections.matrix(results, pages),
         "Over length": lambda: sections.curves(results, pages),
-        "Architecture and implementation": lambda: sections.effects(results, pages),
-        "Crossovers": lambda: [sections.Table(*s) for s in pages["crossovers"]],
-        "Roofline": lambda: sections.roofline(results),
-        "Parity": lambda: [sections.Table("What ran, and how well it is proven", tables.implementations(results))],
+        "Architecture and implementation": lambda: sections.effects(results, pages, logits),
+        "Crossovers": lambda: [parts.Table(*s) for s in pages["crossovers"]],
+        "Roofline": lambda: sections.rooflines(results),
+        "Parity": lambda: [parts.Table("What ran, and how well it is proven", tables.implementations(results))],
+        "Where the time goes": lambda: time_spent.section(results, warnings),
         "Representation": lambda: sections.representation(results.run.path, out / "figures"),
-        "Paper": lambda: [sections.Table(*s) for s in pages["paper"] if len(s[1])],
+        "Paper": lambda: [parts.Table(*s) for s in pages["paper"] if len(s[1])],
         "Not measured": lambda: [sections.absent(results)],
-        "All tables": lambda: [sections.fold(n, pages[n.lower()]) for n in ("Cells", "Fits", "Slopes")],
+        "All tables": lambda: [parts.fold(n, pages[n.lower()]) for n in ("Cells", "Fits", "Slopes")],
         "Machine and method": lambda: sections.machine(whole.run),
     }  # fmt: skip
-    shown += [_guarded(title, parts, warnings) for title, parts in made.items()]
-    figures = [part for s in shown for part in s.parts if part.kind == "chart"]
+    shown += [_guarded(title, make, warnings) for title, make in made.items()]
+    figures = [one for s in shown for one in s.parts if one.kind == "chart"]
     pictures = _draw(figures, out / "figures")
     path = out / ("comparison.html" if others else "report.html")
     page = _render(
         title=" and ".join(names), sections=shown, warnings=warnings, figures=figures, pictures=pictures,
-        downloads=_downloads(whole, results), machine=_machine_name(whole.run.machine), plan=whole.run.plan,
+        downloads=_downloads(whole, results), machine=_machine_name(whole.run.machine), created=_day(whole.run.plan),
     )  # fmt: skip
     path.write_text(page, encoding="utf-8")
     return path
 
 
-def _guarded(title, parts, warnings):
+def _guarded(title, make, warnings):
     """A section; one that cannot be made says why, and the page says it at its top."""
     try:
-        found = [p for p in parts() if p is not None]
+        found = [p for p in make() if p is not None]
     except Exception as error:
         said = f"{title} is unavailable, because of {one_line(error)}"
         warnings.append(said)
-        found = [sections.Text([said])]
-    return sections.Section(
-        title, found or [sections.Text(["Nothing to show: this run has no data for it."])]
+        found = [parts.Text([said])]
+    return parts.Section(
+        title, found or [parts.Text(["Nothing to show: this run has no data for it."])]
     )
 
 
@@ -126,6 +132,11 @@ def _machine_name(machine):
     return (machine.get("gpu") or {}).get("name") or machine.get("cpu") or "an unknown machine"
 
 
+def _day(plan):
+    """When the run began, to the minute."""
+    return str(plan.get("created") or "")[:16].replace("T", " ")
+
+
 def _downloads(whole, results):
     """[(file name, data URI or None where it is too large, size)]."""
     found = {"cells.csv": whole.cells.to_csv(index=False)}
@@ -136,7 +147,7 @@ def _downloads(whole, results):
     for name, text in found.items():
         data = text.encode()
         small = len(data) <= MOST_BYTES
-        yield name, sections.data_uri(data, kinds[Path(name).suffix]) if small else None, len(data)
+        yield name, parts.data_uri(data, kinds[Path(name).suffix]) if small else None, len(data)
 
 
 def _draw(figures, folder):
@@ -154,7 +165,7 @@ def _draw(figures, folder):
         name = f"report_{figure.id}"
         (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
         (folder / f"{name}.png").write_bytes(vl_convert.svg_to_png(svg, scale=2))
-        found[figure.id] = sections.data_uri(svg.encode(), "image/svg+xml")
+        found[figure.id] = parts.data_uri(svg.encode(), "image/svg+xml")
     return found
 
 
@@ -169,12 +180,18 @@ def _library():
     return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
 
 
+def _code(text):
+    """A sentence with what stands in backticks set as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
 def _render(figures, **values):
     scripts = [_library() if figures else "", (HERE / "page.js").read_text(encoding="utf-8")]
     hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
     env = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
+    env.filters["code"] = _code
     return env.get_template("template.html").render(
-        scripts=[Markup(s) for s in scripts], hashes=hashes, most_rows=sections.MOST_ROWS,
+        scripts=[Markup(s) for s in scripts], hashes=hashes, most_rows=parts.MOST_ROWS,
         style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
         specs={f.id: {"spec": f.spec, "linear": f.linear} for f in figures}, **values,
     )  # fmt: skip

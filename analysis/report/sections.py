@@ -1,62 +1,19 @@
 """What stands in each section of a report: text, figures, tables and pictures, as plain values for the template."""
 
-import base64
-from dataclasses import dataclass
-
 import pandas as pd
 
-from analysis import metric_figures, metric_load, metric_tables, summary
+from analysis import metric_figures, metric_load, metric_pages, metric_tables, summary
 from analysis.effects import GROUP
 from analysis.headline import headline
-from analysis.load import Setting
-from analysis.report import charts
+from analysis.load import CELL, Setting, logits_of
+from analysis.report import charts, overlay, roofline
+from analysis.report.parts import Picture, Table, Text, data_uri, fold
+from analysis.shapley import other_logits, shapley_table
 from analysis.wording import number
 from bench.compare import REGRESSED, compare, machine_differences, not_compared
 
-MOST_ROWS = 300  # of a table on the page
 MOST_PICTURES = 1 << 19  # bytes of all pictures of the representation
 FAILED = ("unavailable", "oom", "timeout", "error", "interpreted")
-
-
-@dataclass(frozen=True)
-class Text:
-    lines: list
-    kind: str = "text"
-
-
-@dataclass(frozen=True)
-class Table:
-    title: str
-    frame: pd.DataFrame
-    kind: str = "table"
-
-    @property
-    def rows(self):
-        return self.frame.head(MOST_ROWS).astype(str).values.tolist()
-
-
-@dataclass(frozen=True)
-class Fold:
-    title: str
-    tables: list
-    kind: str = "fold"
-
-
-@dataclass(frozen=True)
-class Picture:
-    title: str
-    data: str
-    kind: str = "picture"
-
-
-@dataclass(frozen=True)
-class Section:
-    title: str
-    parts: list
-
-    @property
-    def id(self):
-        return "".join(c if c.isalnum() else "-" for c in self.title.lower())
 
 
 def answer(results):
@@ -66,8 +23,8 @@ def answer(results):
     return [*said, Text(more)]
 
 
-def comparison(a, b, name_a, name_b):
-    """What run b is relative to run a: its headline, the machines, and a verdict on every common cell."""
+def comparison(a, b, name_a, name_b, settings):
+    """What run b is relative to run a: its headline, the machines, times and a verdict on every common cell."""
     found, missing = compare(a.run.records, b.run.records)
     different = machine_differences(a.run.machine, b.run.machine)
     counts = pd.Series([c.verdict for c in found], dtype=object).value_counts()
@@ -90,6 +47,7 @@ def comparison(a, b, name_a, name_b):
     lost = pd.DataFrame({f"A is {name_a}, B is {name_b}": list(not_compared(missing))})
     return [
         Text(lines),
+        *(overlay.times(a, b, setting, name_a, name_b) for setting in settings),
         Table("Cell by cell, regressions first", pd.DataFrame(rows)) if rows else None,
         fold("Cells that are not compared", [("Cells that are not compared", lost)]),
     ]
@@ -97,7 +55,7 @@ def comparison(a, b, name_a, name_b):
 
 def matrix(results, pages):
     """The ratio matrices as figures and tables."""
-    drawn = [charts.ratios(results, s, m) for s in _settings(results) for m in ("time", "memory")]
+    drawn = [charts.ratios(results, s, m) for s in settings_of(results) for m in ("time", "memory")]
     return [
         *drawn,
         fold("The same implementation on both sides, and best against best", pages["winners"]),
@@ -105,15 +63,9 @@ def matrix(results, pages):
     ]
 
 
-def fold(title, sections):
-    """Tables that are read when they are asked for; None without any."""
-    found = [Table(*section) for section in sections if len(section[1])]
-    return Fold(title, found) if found else None
-
-
 def curves(results, pages):
     """Time, memory and energy over length, and what the figures show as tables."""
-    measures = [(s, m) for s in _settings(results) for m in charts.MEASURES]
+    measures = [(s, m) for s in settings_of(results) for m in charts.MEASURES]
     drawn = [c for s, m in measures if (c := charts.curves(results, s, m)) is not None]
     return [*drawn, fold("The values", [*map(_values, drawn), *pages.get("caches", ())])]
 
@@ -126,9 +78,39 @@ def _values(chart):
     return chart.title, table
 
 
-def effects(results, pages):
-    """How much is architecture and how much implementation, by length."""
-    drawn = [charts.split(results, s) for s in _settings(results)]
+def with_logits(results, others):
+    """Make the logits a switch of `results` where one of `others` differs in it; returns what to say of it.
+
+    Args:
+        others: [(name, Results)] of the runs that it is compared with.
+    """
+    if not (results.cells["mode"] == "prefill").any():
+        return []
+    mine, said = logits_of(results.run), []
+    for name, other in others:
+        if reason := other_logits(results.run, other.run):
+            said.append(f"{name} does not make the logits a switch, because {reason}.")
+            continue
+        results.shapley = shapley_table(results, other)
+        sides = [
+            r.cells[(r.cells.status == "ok") & (r.cells["mode"] == "prefill")]
+            for r in (results, other)
+        ]
+        common = len(sides[0].merge(sides[1], on=CELL))
+        return [
+            f"The switch logits stands on {common} cells that were measured in this run (logits {mine}) and in {name} "
+            f"(logits {logits_of(other.run)})."
+        ]
+    missing = "all" if mine == "last" else "last"
+    return said or [
+        f"This run computed one setting of logits ({mine}), so what they contribute is not known; a second run with "
+        f"--logits {missing}, named after this one on the command line of the report, adds it."
+    ]
+
+
+def effects(results, pages, logits):
+    """How much is architecture and how much implementation, by length; `logits`: what `with_logits` says."""
+    drawn = [charts.split(results, s) for s in settings_of(results)]
     groups = results.cells[GROUP].drop_duplicates().values
     drawn += [charts.effects(results, g, m) for g in groups for m in ("time", "memory")]
     names = {
@@ -136,12 +118,14 @@ def effects(results, pages):
         "effects": "Effects over all that was measured",
         "shapley": "From the paper's pairing to the best one",
     }
-    return [*drawn, *(fold(title, pages.get(name, ())) for name, title in names.items())]
+    folds = (fold(title, pages.get(name, ())) for name, title in names.items())
+    return [*drawn, *folds, Text(logits) if logits else None]
 
 
-def roofline(results):
-    """How near every cell comes to its floor, and why a floor is missing."""
-    drawn = [charts.roofline(results, s) for s in _settings(results)]
+def rooflines(results):
+    """How near every cell comes to its floor and to the roofs of the machine, and why a floor is missing."""
+    kinds = (roofline.share, roofline.attained)
+    drawn = [draw(results, setting) for setting in settings_of(results) for draw in kinds]
     reasons = [f"No floor: {reason}." for reason in results.floors.reason.unique() if reason]
     return [*drawn, Text(reasons) if reasons else None]
 
@@ -166,17 +150,17 @@ def representation(path, figures):
     if not (path / metric_load.NAME).exists():
         return [Text([f"Not measured in this run; `python -m analysis.metrics {path}` adds it."])]
     skipped = []
-    records = metric_load.read(path / metric_load.NAME, skipped)
-    parts = [Text([*(f"Skipped: {line}" for line in skipped), *metric_tables.sentences(records)])]
+    found = metric_pages.Found(metric_load.read(path / metric_load.NAME, skipped))
+    parts = [Text([*(f"Skipped: {line}" for line in skipped), *metric_tables.sentences(found)])]
     room = MOST_PICTURES
-    for picture in metric_figures.write(records, figures):
+    for picture in metric_figures.write(found.records, figures):
         if (room := room - picture.stat().st_size) < 0:
             parts.append(Text(["More pictures than fit on a page lie in figures/."]))
             break
         title = picture.stem.replace("_", " ")
         parts.append(Picture(title, data_uri(picture.read_bytes(), "image/png")))
-    found = metric_tables.pages(metric_tables.Found(records))
-    return [*parts, *(fold(n.replace("_", " ").capitalize(), s) for n, s in found.items())]
+    pages = metric_tables.pages(found)
+    return [*parts, *(fold(n.replace("_", " ").capitalize(), s) for n, s in pages.items())]
 
 
 def machine(run):
@@ -197,10 +181,6 @@ def machine(run):
     return [Text(["To repeat it:", *commands], "command"), facts]
 
 
-def _settings(results):
+def settings_of(results):
+    """The settings that were tried, in the order of the table of cells."""
     return [Setting(*key) for key in results.cells[list(Setting._fields)].drop_duplicates().values]
-
-
-def data_uri(content, kind):
-    """Bytes as an address that needs no network."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -125,7 +125,7 @@ class Simulation:
             reason = "DefaultCPUAllocator: not enough memory"
         return {
             "cell": self._cell(arch, impl, seqlen, mode), "round": round_, "order": position, "status": status,
-            "reason": reason, "kernels": {}, "parity": None, "time_ms": None, "memory_bytes": None,
+            "reason": reason, "device": None, "kernels": {}, "parity": None, "time_ms": None, "memory_bytes": None,
             "energy_j": None, "clocks": {}, "stopped_by": "", "warmups": 0, "padded": 0,
             "started": "2026-11-21T12:00:00+00:00",
         }  # fmt: skip

@@ -150,6 +150,22 @@ def test_floors_are_those_of_what_ran(mode, options, logits, tokens):
         assert seconds == pytest.approx(1e3 * expected)
 
 
+@pytest.mark.parametrize("peaks", [PEAKS, None])
+def test_the_work_of_a_pass_is_counted_with_or_without_peaks(peaks):
+    """LLaMA's FLOPs by hand: projections of 8 layers, the head at one position, and the products of attention."""
+    rows = results(efficient(SHARES, peaks=peaks)).floors.set_index("arch")
+    sizes = PRESETS["paper-50m"].llama
+    hidden, inner, tokens = sizes["hidden_size"], sizes["intermediate_size"], 1024
+    heads, head = sizes["num_attention_heads"], hidden // sizes["num_attention_heads"]
+    kept = tokens * (tokens + 1) // 2
+    layer = 2 * tokens * hidden * (4 * hidden + 3 * inner) + 4 * heads * head * kept
+    total = sizes["num_hidden_layers"] * layer + 2 * hidden * sizes["vocab_size"]
+    assert rows.flops["llama"] == pytest.approx(total)
+    assert rows.exps["llama"] == pytest.approx(sizes["num_hidden_layers"] * heads * kept, rel=0.01)
+    assert rows.bytes["mamba"] > 4 * 13e6  # its weights in float32, without the embedding
+    assert rows.exps["mamba"] > 16 * 1024 * 1024 * PRESETS["paper-50m"].mamba["num_hidden_layers"]
+
+
 def test_out_of_memory_is_the_implementation():
     found = results(efficient(SHARES, out_of_memory={("llama", "hf"): 1, ("mamba", "hf"): 1}))
     row = row_of(found.identity, "hf", "cuda")

@@ -6,6 +6,7 @@ import pytest
 
 from analysis import load
 from analysis.load import Setting
+from analysis.summary import Results
 from bench.records import read_run
 from tests.analysis.simulate import MIB, Simulation
 
@@ -79,6 +80,28 @@ def test_curves_mark_out_of_memory_with_infinity(results):
     assert np.isinf(curve[[1448, 2048]]).all(axis=None)
     assert np.isfinite(curve[[128, 1024]]).all(axis=None)
     assert len(curves) == 4
+
+
+def test_two_kinds_of_machine_have_no_ratio_in_common(tmp_path):
+    path = Simulation(rounds=6).write(tmp_path)
+    rows = [json.loads(line) for line in (path / "records.jsonl").read_text().splitlines()]
+    for row in rows:
+        gpu = "A" if row["round"] < 4 else "B"
+        row["device"] = {"node": gpu, "gpu": gpu, "uuid": gpu, "cpu": "one and the same"}
+    (path / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    results = Results(read_run(path))
+    rounds = {key[0].preset: list(curve.index) for key, curve in results.curves["time"].items()}
+    assert rounds == {"A: paper-50m": [0, 1, 2, 3], "B: paper-50m": [4, 5]}
+    assert {(setting.preset, r) for setting, r in _rounds_of_ratios(results)} == {
+        ("A: paper-50m", 4),
+        ("B: paper-50m", 2),
+    }
+    assert set(results.cells.rounds) == {4, 2}
+
+
+def _rounds_of_ratios(results):
+    matrix = results.matrix["time"]
+    return [(Setting(*key), n) for *key, n in matrix[[*Setting._fields, "rounds"]].values.tolist()]
 
 
 def test_parity_of_broken_numbers():

@@ -31,14 +31,14 @@ def simulated(**changed):
 def printed(records):
     out = render.console()
     with out.capture() as captured:
-        for renderable in metric_tables.terminal(records):
+        for renderable in metric_tables.terminal(Found(records)):
             out.print(renderable)
     return captured.get()
 
 
 def test_every_table_is_written(tmp_path):
     simulation = simulated(effects={"velocity": 0.5})
-    paths = metric_tables.write(simulation.records(), tmp_path / "tables")
+    paths = metric_tables.write(Found(simulation.records()), tmp_path / "tables")
     assert {p.stem for p in paths if p.suffix == ".md"} == NAMES
     assert {p.stem for p in paths if p.suffix == ".csv"} == NAMES | {"parity_failures"}
     for path in paths:
@@ -57,7 +57,7 @@ def test_every_table_is_written(tmp_path):
 
 def test_attribution_in_words(tmp_path):
     simulation = simulated(effects={"velocity": 0.5})
-    metric_tables.write(simulation.records(), tmp_path)
+    metric_tables.write(Found(simulation.records()), tmp_path)
     text = (tmp_path / "attribution.md").read_text()
     line = next(l for l in text.splitlines() if l.startswith("| residual stream | velocity |"))
     assert "| architecture | implementations agree to" in line
@@ -67,9 +67,9 @@ def test_attribution_in_words(tmp_path):
 @pytest.mark.parametrize("part", PARTS)
 def test_what_is_there_is_shown(part, tmp_path):
     records = simulated(**{"seeds": 2} | PARTS[part]).records()
-    assert len(metric_tables.write(records, tmp_path)) == 15
+    assert len(metric_tables.write(Found(records), tmp_path)) == 15
     text = printed(records)
-    said = metric_tables.sentences(records)
+    said = metric_tables.sentences(Found(records))
     assert text.strip()
     assert said
     assert "nan" not in text.split()
@@ -78,7 +78,7 @@ def test_what_is_there_is_shown(part, tmp_path):
 
 def test_no_records():
     assert "No representation metric was measured." in printed([])
-    assert metric_tables.sentences([]) == ["No representation metric was measured."]
+    assert metric_tables.sentences(Found([])) == ["No representation metric was measured."]
 
 
 def test_the_terminal_is_short_and_complete():
@@ -101,7 +101,7 @@ def test_the_terminal_is_short_and_complete():
 
 def test_parity_failures_come_first_and_once():
     simulation = simulated(broken={("mamba", "cpu"): 1.5})
-    failed = [l for l in metric_tables.sentences(simulation.records()) if "PARITY" in l]
+    failed = [l for l in metric_tables.sentences(Found(simulation.records())) if "PARITY" in l]
     assert len(failed) == 1
     assert failed[0].startswith("PARITY FAILURE: mamba under cpu against hf at 512 tokens (fp32): ")
     assert "PARITY FAILURE: mamba under cpu" in printed(simulation.records())
@@ -113,12 +113,12 @@ def test_parity_failures_come_first_and_once():
 
 
 def test_enough_sessions_carry_a_verdict():
-    said = metric_tables.sentences(simulated(sessions=96).records())
+    said = metric_tables.sentences(Found(simulated(sessions=96).records()))
     assert "Shift scores stand on 96 sessions." in said
 
 
 def test_sentences_come_from_the_data():
-    said = metric_tables.sentences(simulated(effects={"norm": 2.0}, noise=0.01).records())
+    said = metric_tables.sentences(Found(simulated(effects={"norm": 2.0}, noise=0.01).records()))
     assert any(
         s.startswith("Mamba / LLaMA, by architecture: norm (residual stream) 2.0") for s in said
     )
@@ -130,8 +130,8 @@ def test_sentences_come_from_the_data():
         for s in said
     )
     peaked = simulated(attention={"entropy": 2.0}).records()
-    assert any("attention is concentrated" in s for s in metric_tables.sentences(peaked))
-    one = metric_tables.sentences(simulated(archs=("mamba",)).records())
+    assert any("attention is concentrated" in s for s in metric_tables.sentences(Found(peaked)))
+    one = metric_tables.sentences(Found(simulated(archs=("mamba",)).records()))
     assert (
         "512 tokens, fp32, initial weights: only mamba was measured, so nothing is compared." in one
     )
@@ -139,7 +139,7 @@ def test_sentences_come_from_the_data():
 
 def test_what_failed_says_why():
     simulation = simulated(errors={("context", "mamba"): "OutOfMemoryError: 5 GiB"})
-    said = metric_tables.sentences(simulation.records())
+    said = metric_tables.sentences(Found(simulation.records()))
     assert "hf, cpu failed for mamba (context) at 512 tokens: OutOfMemoryError: 5 GiB." in said
     table = implementations(Found(simulation.records()))
     reasons = table[table.arch == "mamba"]["kernels, or why not"]
@@ -151,7 +151,7 @@ def test_headlines_prefer_seeds_to_length():
     rows += simulated(groups=("hidden",), seqlen=8192, seeds=1).records()
     assert "Representation at 512 tokens" in printed(rows)
     assert "8,192 tokens, fp32, initial weights gives no interval" in " ".join(
-        metric_tables.sentences(rows)
+        metric_tables.sentences(Found(rows))
     )
 
 
@@ -171,5 +171,5 @@ def test_the_tables_of_the_sweep_are_not_overwritten(results, tmp_path):
     theirs = {
         p.name for p in tables.write(results(Simulation(seqlens=(128, 256), rounds=2)), tmp_path)
     }
-    ours = {p.name for p in metric_tables.write(simulated(seeds=1).records(), tmp_path)}
+    ours = {p.name for p in metric_tables.write(Found(simulated(seeds=1).records()), tmp_path)}
     assert not theirs & ours

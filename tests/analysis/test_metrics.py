@@ -215,6 +215,26 @@ def test_nan_in_one_architecture_is_named_and_the_other_goes_on(run, monkeypatch
             assert record["status"] == "ok"
 
 
+def test_another_dtype_is_cast_from_the_kept_model(monkeypatch):
+    """The bits are those of a model that was built in that dtype, and none is built twice."""
+    plan, tokens = planned("--impl", "hf", "--dtype", "bf16,fp32")
+    built = []
+    fresh = metric_jobs.build_planned
+    monkeypatch.setattr(metric_jobs, "build_planned", lambda *args: built.append(args) or fresh(*args))  # fmt: skip
+    lab = metric_jobs.Metrics(plan, Extent(**TINY), tokens.ids[:, :64], [])
+    for arch in ("mamba", "llama"):
+        for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+            ours, theirs = lab._built(arch, name, 0), fresh(arch, plan.options, dtype)
+            for (a, x), (b, y) in zip(
+                [*ours.named_parameters(), *ours.named_buffers()],
+                [*theirs.named_parameters(), *theirs.named_buffers()], strict=True,
+            ):  # fmt: skip
+                assert a == b
+                assert x.dtype == y.dtype
+                assert torch.equal(x, y)
+    assert [args[0] for args in built] == ["mamba", "llama"]
+
+
 def test_longer_metrics_read_the_same_sessions_on(run):
     plan = read_plan(run / "plan.json")
     kept = load_file(run / "references" / "tokens.safetensors")["ids"]

@@ -8,6 +8,7 @@ import pytest
 from analysis.report import __main__ as command
 from analysis.report import page, reading
 from bench.records import read_run
+from tests.analysis.capture_simulate import write as simulate_capture
 from tests.analysis.metric_simulate import MetricSimulation
 from tests.analysis.simulate import HALF_OCTAVES, MACHINE, Simulation
 
@@ -16,7 +17,7 @@ EVIL = "<script>alert('cpu')</script>"
 SMALL = Simulation(seqlens=(128, 256, 512), machine=MACHINE | {"peaks": PEAKS})
 SECTIONS = [
     "Headline", "Ratio matrix", "Over length", "Architecture and implementation", "Crossovers", "Roofline", "Parity",
-    "Representation", "Paper", "Not measured", "All tables", "Machine and method", "Data",
+    "Where the time goes", "Representation", "Paper", "Not measured", "All tables", "Machine and method", "Data",
 ]  # fmt: skip
 
 
@@ -136,7 +137,7 @@ def test_energy_is_shown_where_it_was_measured(tmp_path, no_png):
     found = written(run)
     assert "Energy of a forward, J" in found.text
     assert "2.00 [2.00, 2.0" in found.text
-    assert len(found.all("figure")) == 9
+    assert len(found.all("figure")) == 10
 
 
 def test_the_same_run_gives_the_same_page(tmp_path, no_png):
@@ -157,6 +158,23 @@ def test_html_in_the_data_is_text(tmp_path, no_png):
     assert EVIL not in text
     assert text.count("&lt;script&gt;alert(") > 6
     assert [a.get("type") for a in Elements(text).all("script")] == ["application/json", None, None]
+
+
+def test_profiles_are_shown_and_their_names_are_text(tmp_path, no_png):
+    run = SMALL.write(tmp_path)
+    simulate_capture(run, kernel=EVIL, operators={f"op/{EVIL}": 5.0})
+    simulate_capture(run, "llama")
+    capture_broken = simulate_capture(run, "llama", "hf")
+    (capture_broken / "timeline.csv").write_text(f"{EVIL}\n1\n")
+    text = page.build([run]).read_text(encoding="utf-8")
+    assert EVIL not in text
+    found = Elements(text)
+    assert "67 % of a LLaMA forward is attention" in found.text
+    assert "The profile llama-hf-paper-50m-512-b1-fp32-prefill-eager.torch is skipped" in found.text
+    assert len(found.all("figure")) == 10
+    svg = (run / "figures" / "report_spent-time.svg").read_text()
+    assert EVIL not in svg
+    assert "alert(" in svg
 
 
 def without(name):
@@ -257,6 +275,30 @@ def test_runs_are_compared(tmp_path, no_png):
     assert "6 slower" in found.text
     assert "after / before" in found.text
     assert "Of after: " in found.text
+    text = (a / "comparison.html").read_text()
+    specs = json.loads(re.search(r'id="specs">(.*?)</script>', text, re.S)[1])
+    rows = specs["both-after-paper-50m-1-fp32-prefill-eager"]["spec"]["data"]["values"]
+    assert len(rows) == 2 * len(SMALL.costs) * len(SMALL.seqlens)
+    at = {(r["series"], r["tokens"]): r["value"] for r in rows}
+    assert at["mamba cpu, after", 512] / at["mamba cpu, before", 512] == pytest.approx(
+        1.3, rel=0.05
+    )
+    assert at["llama cpu, after", 512] / at["llama cpu, before", 512] == pytest.approx(1, rel=0.05)
+
+
+def test_two_settings_of_logits_are_a_switch(tmp_path, no_png):
+    a = replace(SMALL, options={"logits": "all"}).write(tmp_path / "all")
+    cheaper = {key: tuple(0.8 * c for c in cost) for key, cost in SMALL.costs.items()}
+    b = replace(SMALL, costs=cheaper, options={"logits": "last"}).write(tmp_path / "last")
+    found = written(a, b)
+    cells = len(SMALL.costs) * len(SMALL.seqlens)
+    said = f"The switch logits stands on {cells} cells that were measured in this run (logits all) and in last"
+    assert said in found.text
+    assert "logits all last" in found.text  # of the table
+    alone = written(a).text
+    assert "This run computed one setting of logits (all)" in alone
+    assert "a second run with --logits last" in alone
+    assert "last does not make the logits a switch, because both" not in found.text
 
 
 def test_what_a_page_cannot_hold_is_named(tmp_path, no_png, monkeypatch):
@@ -265,7 +307,7 @@ def test_what_a_page_cannot_hold_is_named(tmp_path, no_png, monkeypatch):
     found = written(run)
     assert "1 settings are not on this page" in found.text
     assert "decode (one token at context L)" in found.text
-    assert len(found.all("figure")) == 8
+    assert len(found.all("figure")) == 9
     assert sorted(p.name for p in (run / "tables").iterdir()) == ["cells.csv"]
 
 
@@ -277,7 +319,7 @@ def test_a_part_that_fails_says_so_and_the_rest_stands(tmp_path, no_png, monkeyp
     found = written(SMALL.write(tmp_path))
     assert found.text.count("RuntimeError: broken <b>") >= 2
     assert ("h2", "Warnings") in found.headings
-    assert len(found.all("figure")) == 8
+    assert len(found.all("figure")) == 9
 
 
 def test_representation_is_shown_where_it_was_measured(tmp_path, no_png):

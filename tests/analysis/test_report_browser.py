@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from analysis.report import page
+from tests.analysis import capture_simulate
 from tests.analysis.metric_simulate import MetricSimulation
 from tests.analysis.simulate import HALF_OCTAVES, MACHINE, Simulation
 
@@ -12,6 +13,7 @@ PEAKS = {"copy_bytes_per_s": 1e10, "matmul_flops": {"fp32": 1e11}, "exp_per_s": 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DESKTOP = {"viewport": {"width": 1280, "height": 900}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "device_scale_factor": 2}
+FIGURES = 10
 DARK = DESKTOP | {"color_scheme": "dark"}
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -26,7 +28,18 @@ def report(tmp_path_factory):
         out_of_memory={("llama", "hf"): 2048},
     )  # fmt: skip
     MetricSimulation(layers=2, seeds=2).write(simulation.write(run) / "metrics.jsonl")
+    for arch in ("mamba", "llama"):
+        capture_simulate.write(run, arch, kernel="<img src=x onerror=alert(1)>")
     return page.build([run])
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    """Two runs of three lengths, the second with all logits."""
+    runs = [tmp_path_factory.mktemp(name) for name in ("before", "after")]
+    for run, logits in zip(runs, ("last", "all"), strict=True):
+        Simulation(seqlens=(128, 256, 512), rounds=2, options={"logits": logits}).write(run)
+    return page.build(runs)
 
 
 @pytest.fixture(scope="module")
@@ -39,23 +52,24 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, report):
-    """Open the report in a window of some kind, without a network: (options) -> page."""
-    contexts, complaints, requests = [], [], []
+    """Open the report, or `path`, in a window of some kind, without a network: (options) -> page."""
+    contexts, complaints, requests, opened_paths = [], [], [], set()
 
-    def opened(**options):
+    def opened(path=report, **options):
+        opened_paths.add(path.as_uri())
         contexts.append(browser.new_context(offline=True, **options))
         tab = contexts[-1].new_page()
         tab.on("console", lambda message: complaints.append(message.text))
         tab.on("pageerror", lambda error: complaints.append(str(error)))
         tab.on("request", lambda request: requests.append(request.url))
-        tab.goto(report.as_uri())
+        tab.goto(path.as_uri())
         return tab
 
     yield opened
     for context in contexts:
         context.close()
     assert complaints == []
-    assert {url for url in requests if not url.startswith("data:")} == {report.as_uri()}
+    assert {url for url in requests if not url.startswith("data:")} == opened_paths
 
 
 def draw_all(tab):
@@ -74,7 +88,7 @@ def shot(tab, report, name):
 
 def test_figures_are_drawn_with_their_marks(open_page, report):
     tab = open_page(**DESKTOP)
-    assert draw_all(tab) == 8
+    assert draw_all(tab) == FIGURES
     for figure in tab.locator(".chart").all():
         assert figure.locator("svg .role-mark path").count() >= 4
         assert not figure.locator("img").is_visible()
@@ -96,6 +110,32 @@ def test_hover_shows_values(open_page):
     matrix = tab.locator(".chart[id^=ratio-time]")
     matrix.locator("svg .mark-rect path").first.hover(force=True)
     playwright.expect(tip).to_contain_text("llama / mamba")
+
+
+def test_hover_names_the_range_that_takes_the_time(open_page):
+    tab = open_page(**DESKTOP)
+    chart = tab.locator("#spent-time")
+    chart.scroll_into_view_if_needed()
+    playwright.expect(chart.locator("svg .mark-rect path")).to_have_count(7)
+    chart.locator("svg .mark-rect path").first.hover(force=True)
+    tip = tab.locator("#vg-tooltip-element")
+    playwright.expect(tip).to_contain_text("op/causal_attention")
+    playwright.expect(tip).to_contain_text("67 %, 40.0 ms (host time)")
+    tab.get_by_text("What took most of it: mamba cpu 512").click()
+    kernel = tab.get_by_role("cell", name="<img src=x onerror=alert(1)>").first
+    playwright.expect(kernel).to_be_visible()
+
+
+def test_hover_names_the_run_of_a_comparison(open_page, comparison):
+    tab = open_page(comparison, **DESKTOP)
+    chart = tab.locator(".chart[id^=both-]")
+    chart.scroll_into_view_if_needed()
+    playwright.expect(chart.locator("svg .mark-symbol path").first).to_be_visible()
+    assert len(set(chart.locator("svg .mark-line path").evaluate_all(
+        "paths => paths.map((p) => p.getAttribute('stroke-dasharray'))"
+    ))) >= 4  # fmt: skip
+    chart.locator("svg .role-mark.mark-symbol path").last.hover(force=True)
+    playwright.expect(tab.locator("#vg-tooltip-element")).to_contain_text("after")
 
 
 def test_a_length_can_be_chosen(open_page):
@@ -175,7 +215,7 @@ def test_the_keyboard_reaches_everything_in_order(open_page):
 
 def test_it_fits_a_phone(open_page, report):
     tab = open_page(**PHONE)
-    assert draw_all(tab) == 8
+    assert draw_all(tab) == FIGURES
     tab.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
     assert tab.evaluate("document.documentElement.scrollWidth") == 390
     tab.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = false))")
@@ -197,7 +237,7 @@ def test_without_scripts_the_pictures_stand(browser, report):
     context = browser.new_context(java_script_enabled=False, **DESKTOP)
     tab = context.new_page()
     tab.goto(report.as_uri())
-    assert tab.locator(".chart img").count() == 8
+    assert tab.locator(".chart img").count() == FIGURES
     assert all(image.is_visible() for image in tab.locator(".chart img").all())
     assert not tab.locator("#theme").is_visible()
     context.close()

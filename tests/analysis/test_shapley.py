@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from analysis.shapley import END, START, shapley
+from analysis.shapley import END, START, other_logits, shapley, shapley_table
 from bench.verdict import Interval, verdict
 from tests.analysis.planted import factors, results, world
 
@@ -115,3 +115,51 @@ def test_one_round_has_no_interval():
     table = walk(results(world(COSTS, rounds=1)))
     assert math.isnan(table.low["llama mixer"])
     assert table.factor["llama mixer"] == pytest.approx(1 / 5, rel=0.1)
+
+
+def two_runs(last=0.8, llama=2.0, **changed):
+    """(logits of all positions, of the last): the last takes `last` of the time, and of LLaMA's `llama` times less."""
+    costs = {c: v * last / (llama if c[0] == "llama" else 1) for c, v in COSTS.items()}
+    options = {"seed": 0, "preset": "paper-50m"}
+    everywhere = results(world(COSTS, options=options | {"logits": "all"}))
+    return everywhere, results(world(costs, seed=1, options=options | {"logits": "last"} | changed))
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_logits_are_a_switch_between_two_runs(swapped):
+    """The last position alone is planted to halve LLaMA / Mamba; the start is the paper's, of all positions."""
+    runs = two_runs()[:: -1 if swapped else 1]
+    assert other_logits(runs[0].run, runs[1].run) == ""
+    table = shapley_table(*runs).set_index("switch")
+    assert table.factor["logits"] == pytest.approx(1 / 2, rel=0.03)
+    assert table.low["logits"] < 1 / 2 < table.high["logits"]
+    assert (table.before["logits"], table.after["logits"]) == ("all", "last")
+    assert table.factor["llama mixer"] == pytest.approx(1 / 5, rel=0.03)
+    assert table.after[START] == "llama hf, mamba cuda, fp32, eager, logits all"
+    assert table.after[END] == "llama cuda, mamba cuda, fp32, eager, logits last"
+    turned = table.effect.drop([START, END]).dropna().sum()
+    assert table.effect[START] + turned == pytest.approx(table.effect[END], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"logits": "all"}, "both computed the logits of the same positions (all)"),
+        ({"seed": 3}, "their models differ (seed 0 and 3)"),
+        (
+            {"checkpoint": {"mamba": "x"}},
+            "their models differ (checkpoint None and {'mamba': 'x'})",
+        ),
+    ],
+)
+def test_runs_that_differ_in_more_make_no_switch(changed, reason):
+    a, b = two_runs(**changed)
+    assert other_logits(a.run, b.run) == reason
+
+
+def test_another_machine_or_other_tokens_make_no_switch():
+    a, b = (found.run for found in two_runs())
+    b.plan["tokens"] = {"sha256": "1"}
+    assert other_logits(a, b) == "their tokens differ"
+    b.machine["cpu"] = "other"
+    assert other_logits(a, b).startswith("their machines differ (cpu simulated -> other")
