@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from kernels.implementations import why_unavailable
-from models.bind import OPERATORS
+from models.architectures import REGISTRY
 
 PROOF_TOKENS = (
     64  # the interpreter needs milliseconds per operation of a kernel: it proves a prefix
@@ -22,8 +22,6 @@ NO_GRAPH = {
     "decode runs under --launch eager",
     "train": "a backward is not captured in a CUDA graph here; train runs under --launch eager",
 }
-# what a decoded token needs beyond the prompt before it
-DECODE_OPERATORS = {"mamba": ("causal_conv1d_update", "selective_state_update"), "llama": ()}
 
 
 def fate(cell, device):
@@ -61,8 +59,8 @@ def proof_cell(cell):
 
 
 def _operators(cell):
-    decoded = DECODE_OPERATORS[cell.arch] if cell.mode == "decode" else ()
-    return (*OPERATORS[cell.arch], *decoded)
+    arch = REGISTRY[cell.arch]
+    return arch.operators + (arch.decode_operators if cell.mode == "decode" else ())
 
 
 def _has_tensor_cores(device):

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from bench.cli import Parser
 from bench.plan import Cell
+from bench.blocks import apart
 from bench.records import RecordError, read_run
 from bench.verdict import COUNTS, Interval, exact, statistic, unpaired, verdict
 
@@ -174,7 +175,7 @@ def main(argv=None):
     if not 0 < args.confidence < 1:
         parser.error(f"--confidence must lie between 0 and 1, got {args.confidence}")
     try:
-        a, b = read_run(args.run_a), read_run(args.run_b)
+        a, b = apart(read_run(args.run_a)), apart(read_run(args.run_b))
     except RecordError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2

@@ -1,11 +1,10 @@
-"""The models of a run, and prefill: one forward over the prompt, eager or as a CUDA graph.
+"""The models of a run, and prefill: a forward over the prompt, eager, in chunks or as a CUDA graph.
 
 Forwards run under `torch.no_grad`, as the paper's did. `inference_mode` would save a few microseconds per
 operation on the host, but custom operators and CUDA graphs differ between the two, and users write `no_grad`.
 """
 
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 
@@ -13,7 +12,8 @@ from bench.memory import weight_bytes
 from kernels.implementations import recording
 from models.bind import final_norm
 from models.build import build
-from models.presets import ARCHITECTURES, PRESETS
+from models.chunked import prefill
+from models.presets import PRESETS
 
 TORCH_DTYPES = {
     "fp32": torch.float32,
@@ -37,30 +37,44 @@ def precision(dtype):
         torch.backends.cudnn.allow_tf32 = cudnn
 
 
-def build_planned(arch, options, dtype=torch.float32):
-    """The model of an architecture that the options of a plan ask for, on the CPU.
-
-    A preset is widened to the tokenizer's vocabulary where that is larger.
-    """
+def build_planned(arch, options, dtype=torch.float32, layers=None):
+    """The model of an architecture that the options of a plan ask for, or its first layers, on the CPU."""
     checkpoint = options["checkpoint"].get(arch)
     if checkpoint is not None:
-        return build(arch, checkpoint=checkpoint, dtype=dtype)
+        return build(arch, checkpoint=checkpoint, dtype=dtype, layers=layers)
+    preset = planned_preset(options)
+    return build(arch, preset, seed=options["seed"], dtype=dtype, layers=layers)
+
+
+def planned_preset(options):
+    """The Preset that the options of a plan name, widened to the tokenizer's vocabulary where that is larger."""
     preset = PRESETS[options["preset"]]
-    vocabulary = max(options["vocabulary"], preset.llama["vocab_size"])
-    widened = {a: getattr(preset, a) | {"vocab_size": vocabulary} for a in ARCHITECTURES}
-    return build(arch, replace(preset, **widened), seed=options["seed"], dtype=dtype)
+
+    def fitted(settings):
+        found = {"vocab_size": max(options["vocabulary"], settings["vocab_size"])}
+        if options.get("chunk") and "max_position_embeddings" in settings:
+            # a prompt in chunks may be of any length, and the rotary table has no end
+            longest = max(options["seqlens"]) + ("decode" in options["mode"])
+            found["max_position_embeddings"] = max(longest, settings["max_position_embeddings"])
+        return settings | found
+
+    return preset.changed(fitted)
 
 
 class Models:
-    """The models of a run by (arch, dtype), built once; only the one in use lies on a GPU, so memory is its own."""
+    """The models of a run, built once; only the one in use lies on a GPU, so memory is its own."""
 
     def __init__(self, options, device):
         self.options, self.device = options, torch.device(device)
         self._built, self._current = {}, None
 
-    def get(self, arch, dtype):
+    def of(self, layers):
+        """The same for the first `layers` layers of every architecture; None for the whole models."""
+        return self if layers is None else _Sliced(self, layers)
+
+    def get(self, arch, dtype, layers=None):
         """The model of one architecture in the weights' dtype of `dtype`, on the device."""
-        key = arch, TORCH_DTYPES[dtype]
+        key = arch, TORCH_DTYPES[dtype], layers
         if key not in self._built:
             self._built[key] = self._build(*key)
         if self._current not in (None, key):
@@ -68,18 +82,32 @@ class Models:
         self._current = key
         return self._built[key].to(self.device)
 
-    def weight_bytes(self, arch, dtype):
+    def weight_bytes(self, arch, dtype, layers=None):
         """Bytes of the weights of a model that was built, wherever it lies; None if it never was."""
-        model = self._built.get((arch, TORCH_DTYPES[dtype]))
+        model = self._built.get((arch, TORCH_DTYPES[dtype], layers))
         return None if model is None else weight_bytes(model)
 
-    def _build(self, arch, dtype):
-        return build_planned(arch, self.options, dtype)
+    def _build(self, arch, dtype, layers):
+        return build_planned(arch, self.options, dtype, layers)
+
+
+class _Sliced:
+    """`Models` of some layers: the whole ones are not built for it."""
+
+    def __init__(self, models, layers):
+        self._models, self._layers = models, layers
+        self.options, self.device = models.options, models.device
+
+    def get(self, arch, dtype):
+        return self._models.get(arch, dtype, self._layers)
+
+    def weight_bytes(self, arch, dtype):
+        return self._models.weight_bytes(arch, dtype, self._layers)
 
 
 @contextmanager
 def hidden_states(model):
-    """Collect what the final norm returns: `with hidden_states(model) as found:` fills found[0]."""
+    """Collect what the final norm returns, once a forward: `with hidden_states(model) as found:` fills found[0]."""
     found = []
     handle = final_norm(model).register_forward_hook(
         lambda module, args, output: found.append(output)
@@ -119,7 +147,21 @@ class EagerForward(Work):
     def outputs(self):
         with recording() as kernels, hidden_states(self.model) as found:
             logits = self()
-        return found[-1], logits[:, -1], dict(kernels)
+        hidden = found[0] if len(found) == 1 else torch.cat(found, 1)
+        return hidden, logits[:, -1], dict(kernels)
+
+
+class ChunkedForward(EagerForward):
+    """Reads the prompt in chunks and carries the state or the cache; outputs are those of a single pass.
+
+    Arguments as `models.chunked.prefill`.
+    """
+
+    def __init__(self, model, ids, chunk, logits):
+        self.model, self.ids, self.chunk, self.logits = model, ids, chunk, logits
+
+    def __call__(self):
+        return prefill(self.model, self.ids, self.chunk, self.logits).logits
 
 
 class GraphForward(Work):

@@ -41,7 +41,7 @@ from bench.kernel_problems import OPERATORS
 from bench.machine import describe
 from bench.plan import Cell
 from kernels.implementations import IMPLEMENTATIONS
-from models.presets import ARCHITECTURES
+from models.presets import PAIR
 
 STAGES = (
     "tests", "kernels-forward", "kernels-backward", "kernels-decode", "determinism",
@@ -141,7 +141,7 @@ def profile_cells(device):
     """Every architecture under every implementation that can run on a device, as profiles.capture takes them."""
     cells = [
         Cell(arch, impl, "paper-50m", PROFILED_LENGTH, dtype="bf16")
-        for arch in ARCHITECTURES
+        for arch in PAIR
         for impl in IMPLEMENTATIONS
     ]
     return [

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from bench.forward import precision
 from bench.parity import judged, under_hf
 from kernels.accuracy import errors
+from models.architectures import REGISTRY
 from models.bind import architecture, final_norm, layers, use
 from models.gold import gold as float64_twin
 
@@ -102,7 +103,7 @@ def check(reference, logits, gradients, ids):
 
 def is_long(arch, seqlen):
     """Whether the baseline is computed under `torch`."""
-    return arch == "mamba" and seqlen > LONG
+    return "selective_scan" in REGISTRY[arch].operators and seqlen > LONG
 
 
 def _baseline(model, ids):

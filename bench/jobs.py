@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from bench import memory, parity
+from bench import memory, memory_model, parity, slices
 from bench.availability import fate, proof_cell
+from bench.device import describe_place
 from bench.forward import Models
 from bench.gauges import Gauges
 from bench.measure import (
@@ -47,6 +48,7 @@ class Lab:
         self.plan = read_plan(self.run / "plan.json")
         options = self.plan.options
         self.device = torch.device(options["device"])
+        self.place = describe_place(self.device)
         if options["threads"]:
             torch.set_num_threads(options["threads"])
         self.tokens = load_file(self.run / "references" / "tokens.safetensors")["ids"]
@@ -54,16 +56,28 @@ class Lab:
         self.gauges = Gauges(self.device)
         self.watch = stopwatch(self.device)
         self.rules = rules(self.plan, self.device)
-        self.references = References(self.run, self.plan, self.models, self.tokens)
+        self.references = {
+            preset: self._references(preset) for preset in {c.preset for c in self.plan.cells}
+        }
+
+    def _references(self, preset):
+        """What the cells of a preset, or of a slice of it, are compared with."""
+        folder, models = slices.folder(self.run, preset), self.models.of(slices.layers_of(preset))
+        (folder / "references").mkdir(parents=True, exist_ok=True)
+        return References(folder, slices.plan_of(self.plan, preset), models, self.tokens)
 
     def prepare(self, job, events):
         """Compute the references, measure the memory of `memory`, prove `cells`; leave out the steps in `skip`."""
         skip = {tuple(step) for step in job["skip"]}
-        cells = [c for c in self.plan.cells if fate(c, self.device)[0] != "unavailable"]
-        for step in missing(self.run, cells, self.device):
-            if step not in skip:
-                events.send("step", step=step)
-                self._attempt(lambda step=step: self.references.compute(step, cells))
+        able = [c for c in self.plan.cells if fate(c, self.device)[0] != "unavailable"]
+        cells = [cell for cell in able if not self._hopeless(cell)]
+        for preset, references in self.references.items():
+            own = [cell for cell in cells if cell.preset == preset]
+            for step in missing(references.run, own, self.device):
+                told = (*step, *slices.mark(preset))
+                if told not in skip:
+                    events.send("step", step=told)
+                    self._attempt(lambda s=step, r=references, own=own: r.compute(s, own))
         gc.freeze()  # models stay: see `round`
         for index in job["memory"]:
             cell = self.plan.cells[index]
@@ -85,7 +99,9 @@ class Lab:
 
         Not in a round: the events fill the heap with what the timed cells after it would not find there otherwise.
         """
-        self.references.require(cell)
+        if self._hopeless(cell):
+            return
+        self.references[cell.preset].require(cell)
         with self._bound(cell) as (_, work):
             if work.held():
                 memory.allocator_peak(
@@ -113,7 +129,9 @@ class Lab:
         """Warm every (arch, impl, dtype, mode) up, then run the cells in the order of the job."""
         cells = [(index, order, self.plan.cells[index]) for index, order in job["cells"]]
         with annotate(f"round/{job['round']}", category="sweep", payload=job["round"]):
-            for group, smallest in warm_ups([cell for _, _, cell in cells]).items():
+            for group, smallest in warm_ups(
+                [cell for _, _, cell in cells if not self._hopeless(cell)]
+            ).items():
                 events.send("step", step=["warm", *group])
                 self._warm(smallest)
             gc.freeze()  # modules and models stay: without this, each collection walks half a million objects
@@ -147,21 +165,31 @@ class Lab:
             reason, fields = one_line(error), {}
         if status == "oom":
             gc.collect()
-            fields = {"memory_bytes": self._memory(self.models.weight_bytes(cell.arch, cell.dtype))}
+            fields = {
+                "memory_bytes": self._memory(self._models(cell).weight_bytes(cell.arch, cell.dtype))
+            }
         clocks = {"before": before, "after": self.gauges.clocks()}
         fields |= {"clocks": clocks, "started": started, "padded": self._padding(cell)}
+        fields["device"] = self.place
         return make_record(cell, round_, order, status, reason, **fields)
 
     def _prove(self, cell, round_):
-        self.references.require(cell)
+        if reason := self._hopeless(cell):
+            return "oom", reason, {}
+        self.references[cell.preset].require(cell)
         with self._bound(cell) as (_, work):
             found, _ = self._gate(cell, work)
         if not found["parity"]["passed"]:
             return "error", parity.failure(found["parity"]), found
         return "interpreted", "", found
 
+    def _hopeless(self, cell):
+        return memory_model.why_hopeless(cell, self.plan, self.device)
+
     def _measure(self, cell, round_):
-        self.references.require(cell)
+        if reason := self._hopeless(cell):
+            return "oom", reason, {}
+        self.references[cell.preset].require(cell)
         with self._bound(cell) as (model, work):
             if cell.mode != "prefill":
                 self._start_peaks()  # what came before the work, such as a prefill, is no part of it
@@ -193,11 +221,15 @@ class Lab:
             first = rep(lambda: outputs.extend(work.outputs()), self.watch)
         work.reset()
         *compared, kernels = outputs
-        return {"kernels": kernels, "parity": self.references.check(cell, *compared)}, first
+        passed = self.references[cell.preset].check(cell, *compared)
+        return {"kernels": kernels, "parity": passed}, first
 
     def _bound(self, cell):
         ids = self.tokens[: cell.batch, : cell.tokens].to(self.device)
-        return bound(self.models, cell, ids, self.plan.options["logits"])
+        return bound(self._models(cell), cell, ids, self.plan.options["logits"])
+
+    def _models(self, cell):
+        return self.models.of(slices.layers_of(cell.preset))
 
     def _padding(self, cell):
         return self.plan.tokens["padded"].get(str(cell.seqlen), 0)

@@ -4,6 +4,7 @@ Peaks are measured and not looked up, because tables of datasheet figures rot an
 """
 
 import contextlib
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -18,6 +19,7 @@ PACKAGES = (
     "torch", "triton", "transformers", "tokenizers", "numpy", "numba", "scipy", "scikit-learn", "nvtx",
     "mamba-ssm", "causal-conv1d", "flash-attn",
 )  # fmt: skip
+CODE = ("kernels", "models", "bench")  # folders that a measurement depends on
 PEAK_SECONDS = 0.3  # of sampling for each peak
 
 
@@ -32,7 +34,7 @@ def describe(device="cpu", peaks=True):
     return {
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
         "threads": torch.get_num_threads(),
         "omp_wait_policy": wait_policy(),
@@ -40,6 +42,7 @@ def describe(device="cpu", peaks=True):
         "gpu": describe_gpu(device) if device.type == "cuda" else None,
         "versions": versions(),
         "git": git_state(),
+        "code": code_state(),
         "tf32": torch.backends.cuda.matmul.allow_tf32,
         "peaks": measure_peaks(device) if peaks else None,
     }
@@ -119,6 +122,19 @@ def git_state():
     except (OSError, subprocess.CalledProcessError):
         return {"revision": None, "dirty": None}
     return {"revision": revision, "dirty": dirty}
+
+
+def code_state():
+    """{folder: SHA-256 of the files that decide what is measured and how}: what git calls dirty may be a text."""
+    root = Path(__file__).resolve().parent.parent
+    found = {}
+    for folder in CODE:
+        digest = hashlib.sha256()
+        files = (f for kind in ("*.py", "*.json") for f in (root / folder).rglob(kind))
+        for file in sorted(files):
+            digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() + b"\0")
+        found[folder] = digest.hexdigest()
+    return found
 
 
 def measure_peaks(device):
@@ -207,7 +223,8 @@ def _synchronize(device):
         torch.cuda.synchronize(device)
 
 
-def _cpu_name():
+def cpu_name():
+    """The name of the processor, as the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import torch
 
 from bench.decode import DecodedToken
-from bench.forward import EagerForward, GraphForward, precision
+from bench.forward import ChunkedForward, EagerForward, GraphForward, precision
 from bench.train import TrainingStep
 from models.bind import use
 
@@ -15,6 +15,7 @@ def bound(models, cell, ids, logits):
     """The model of a cell under its implementation and precision; yields (model, `bench.forward.Work`).
 
     Args:
+        models: `bench.forward.Models`, whose options say how many tokens a chunk of a prefill has, if any.
         ids: (batch, cell.tokens) int64 on the device.
         logits: `last` or `all`: the positions whose logits a prefill computes.
     """
@@ -23,16 +24,18 @@ def bound(models, cell, ids, logits):
     with precision(cell.dtype), torch.set_grad_enabled(train), use(model, cell.impl):
         model.train(train)
         try:
-            yield model, _work(model, cell, ids, logits)
+            yield model, _work(model, cell, ids, logits, models)
         finally:
             model.zero_grad(set_to_none=True)
             model.eval()
 
 
-def _work(model, cell, ids, logits):
+def _work(model, cell, ids, logits, models):
     if cell.mode == "decode":
         return DecodedToken(model, ids)
     if cell.mode == "train":
         return TrainingStep(model, ids)
+    if chunk := models.options.get("chunk"):
+        return ChunkedForward(model, ids, chunk, logits)
     make = GraphForward if cell.launch == "graph" else EagerForward
     return make(model, ids, keep=1 if logits == "last" else 0)

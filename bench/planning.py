@@ -10,21 +10,18 @@ import torch
 from safetensors.torch import save_file
 
 from bench.cost import sizes
-from bench.forward import build_planned
+from bench.forward import build_planned, planned_preset
 from bench.machine import describe
 from bench.plan import Plan, PlanError, make_cells
 from bench.records import now
 from bench.sessions import SessionError, read, stream
+from bench.slices import WHOLE, label
 from bench.tokens import TokensError, token_stream
-from models.build import parameter_counts
+from models.architectures import REGISTRY
+from models.build import outline, parameter_counts
 from models.checkpoint_tokenizer import tokenizer_of
 
 PAPER_SESSIONS = 4
-_COMMON = ("hidden_size", "num_hidden_layers", "vocab_size")
-FLOOR_SIZES = {  # what `kernels.roofline.model_floor` reads, by transformers' names
-    "mamba": (*_COMMON, "state_size", "conv_kernel", "expand", "time_step_rank"),
-    "llama": (*_COMMON, "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
-}  # fmt: skip
 
 
 def make_plan(options, command=""):
@@ -33,17 +30,23 @@ def make_plan(options, command=""):
     options = options | {"vocabulary": tokenizer.vocab_size}
     architectures = {arch: _architecture(arch, options, tokenizer) for arch in options["arch"]}
     tokens = read_tokens(options, tokenizer)
-    label = options["preset"] + ("+checkpoint" if options["checkpoint"] else "")
-    cells = make_cells(
-        options["arch"], options["impl"], label, options["seqlens"], options["batch"],
-        options["dtype"], options["launch"], options["mode"],
-    )  # fmt: skip
+    preset = options["preset"] + ("+checkpoint" if options["checkpoint"] else "")
+    cells = [
+        cell
+        for depth in options["slice"] or [WHOLE]
+        for cell in make_cells(
+            options["arch"], options["impl"], label(preset, depth), options["seqlens"], options["batch"],
+            options["dtype"], options["launch"], options["mode"],
+        )
+    ]  # fmt: skip
     plan = Plan(
         cells=cells,
         rounds=options["rounds"],
         seed=options["seed"],
         protocol=options["protocol"],
-        preset=label,
+        preset=preset
+        if not options["slice"]
+        else f"{preset}@{','.join(map(str, options['slice']))}",
         options=options,
         architectures=architectures,
         tokens={
@@ -78,21 +81,6 @@ def create(path, plan, tokens):
         shutil.rmtree(part, ignore_errors=True)
 
 
-def check_machine(path, plan):
-    """Refuse to finish on one machine what was begun on another."""
-    try:
-        then = json.loads((Path(path) / "machine.json").read_text(encoding="utf-8"))
-        before = then["cpu"], (then["gpu"] or {}).get("name")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PlanError(f"{path}/machine.json: not readable: {error}") from None
-    here = describe(plan.options["device"], peaks=False)
-    if before != (now_here := (here["cpu"], (here["gpu"] or {}).get("name"))):
-        raise PlanError(
-            f"--resume: the run {path} was measured on {before[1] or before[0]}, and this is "
-            f"{now_here[1] or now_here[0]}; start another run"
-        )
-
-
 def _tokenizer(options):
     try:
         return tokenizer_of(options["tokenizer"], options["checkpoint"])
@@ -101,9 +89,10 @@ def _tokenizer(options):
 
 
 def _architecture(arch, options, tokenizer):
-    """Parameter counts and sizes of one architecture, after building it once."""
+    """Parameter counts and sizes of one architecture: a checkpoint is loaded once, a preset only outlined."""
+    trained = arch in options["checkpoint"]
     try:
-        model = build_planned(arch, options)
+        model = build_planned(arch, options) if trained else outline(arch, planned_preset(options))
     except (OSError, ValueError, ImportError) as error:
         raise PlanError(str(error)) from None
     config, counts = model.config, parameter_counts(model)
@@ -111,6 +100,12 @@ def _architecture(arch, options, tokenizer):
         raise PlanError(
             f"--tokenizer {options['tokenizer']}: its {tokenizer.vocab_size:,} ids do not fit the "
             f"{config.vocab_size:,} of the {arch} checkpoint"
+        )
+    depths = [depth for depth in options["slice"] or () if depth != WHOLE]
+    if depths and max(depths) >= config.num_hidden_layers:
+        raise PlanError(
+            f"--slice {','.join(map(str, options['slice']))}: {arch} has {config.num_hidden_layers} layers, so a slice "
+            f"of {max(depths)} leaves nothing to extend to; leave --slice out, or take less"
         )
     positions = getattr(config, "max_position_embeddings", None)
     longest, decoded = max(options["seqlens"]), "decode" in options["mode"]
@@ -121,7 +116,10 @@ def _architecture(arch, options, tokenizer):
         )
     return {"total": counts.total, "embedding": counts.embedding, "other": counts.other} | {
         "sizes": sizes(config, counts),
-        "config": {name: getattr(config, name) for name in FLOOR_SIZES[arch]},
+        # of the whole depth: no floor of a slice
+        ("whole_config" if depths else "config"): {
+            name: getattr(config, name) for name in REGISTRY[arch].settings
+        },
     }
 
 

@@ -27,12 +27,17 @@ class Watcher:
         console: a rich Console on standard error.
         clock: a `bench.cost.Clock`.
         todo: {round: cells without a record}; proofs count as cells of the round "proof".
+        split: whether each length of a round has a process of its own.
     """
 
-    def __init__(self, console, clock, todo):
-        self.console, self.clock = console, clock
-        self.todo = {round_: set(cells) for round_, cells in todo.items()}
+    def __init__(self, console, clock, todo, split=False):
+        self.console, self.clock, self.split = console, clock, split
+        self.todo = {}
+        for round_, cells in todo.items():
+            for cell in cells:
+                self.todo.setdefault(self._process(cell, round_), set()).add(cell)
         self.total = sum(map(len, self.todo.values()))
+        self.workers = 1
         self.bar = None
         if console.is_terminal:
             columns = (
@@ -57,6 +62,10 @@ class Watcher:
             self.bar.update(self.task, description="ended", left=f"{self.left()} left")
             self.bar.stop()
 
+    def working(self, workers):
+        """So many workers are at work now."""
+        self.workers = workers
+
     def step(self, text):
         """Something other than a cell begins."""
         self._show(text)
@@ -66,14 +75,15 @@ class Watcher:
         if cell in self.todo.get("proof", ()):
             self._show(f"proving {cell.id}")
             return
-        self._begun.add(round_)
+        self._begun.add(self._process(cell, round_))
         self._show(f"round {round_ + 1}: {cell.id}")
 
     def record(self, record, seconds):
         """A cell has its record; `seconds` is None where no worker measured it."""
         cell = Cell(**record["cell"])
         proof = cell in self.todo.get("proof", ())
-        self.todo.get("proof" if proof else record["round"], set()).discard(cell)
+        process = "proof" if proof else self._process(cell, record["round"])
+        self.todo.get(process, set()).discard(cell)
         if record["status"] == "unavailable":  # nor is it measured in later rounds
             for cells in self.todo.values():
                 cells.discard(cell)
@@ -100,9 +110,16 @@ class Watcher:
         """Cells without a record."""
         return sum(map(len, self.todo.values()))
 
+    def _process(self, cell, round_):
+        """What shares a fresh process: a round, or a length of a round."""
+        return (round_, cell.seqlen) if self.split and round_ != "proof" else round_
+
     def _show(self, text):
         rounds = {round_: cells for round_, cells in self.todo.items() if round_ != "proof"}
-        left = f"{duration(self.clock.remaining(rounds, self._begun))} left"
+        seconds = self.clock.remaining(rounds, self._begun) / max(1, self.workers)
+        left = f"{duration(seconds)} left"
+        if self.workers > 1:
+            text = f"{self.workers} workers, the latest on {text}"
         if self.bar:
             self.bar.update(self.task, description=text, left=left)
         elif time.monotonic() - self._printed >= LINE_EVERY_S:

@@ -1,12 +1,16 @@
 """The results of a run, `records.jsonl`: one JSON object a line, appended and synced as it is measured.
 
 A record is never rewritten. A process that dies while it writes leaves at most a torn last line, which readers
-skip and `Appender` cuts off. A cell that was measured again (`--retry`) has two records: the later one counts.
+skip and `Appender` cuts off. A cell that was measured again (`--retry`) has two records: the later one counts, and
+later is what the file says, not the clock.
 """
 
+import errno
+import fcntl
 import json
 import math
 import os
+import sys
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +19,7 @@ from bench.plan import Cell
 
 STATUSES = ("ok", "oom", "timeout", "error", "unavailable", "interpreted")
 NAME = "records.jsonl"
+BLOCK = 1 << 20  # bytes read at a time from the end of a file
 
 
 class RecordError(ValueError):
@@ -35,8 +40,8 @@ def make_record(cell, round_, order, status, reason="", **measured):
     """A record with every field of the schema; fields that were not measured are empty.
 
     Args:
-        measured: any of kernels, parity, time_ms, memory_bytes, energy_j, clocks, stopped_by, warmups,
-            started, padded.
+        measured: any of device (as `bench.device.describe_place` gives it), kernels, parity, time_ms, memory_bytes,
+            energy_j, clocks, stopped_by, warmups, started, padded.
     """
     if status not in STATUSES:
         raise ValueError(f"status must be one of {', '.join(STATUSES)}, got {status!r}")
@@ -46,6 +51,7 @@ def make_record(cell, round_, order, status, reason="", **measured):
         "order": order,
         "status": status,
         "reason": reason,
+        "device": None,
         "kernels": {},
         "parity": None,
         "time_ms": None,
@@ -76,28 +82,61 @@ def one_line(error, kind=True):
 
 
 class Appender:
-    """Appends records, each on the disk before `append` returns."""
+    """Appends records, each on the disk before `append` returns; one process at a time.
+
+    Raises:
+        RecordError: another process writes the file.
+        OSError: it cannot be written, as on a full disk; the file then ends with the last whole record.
+    """
 
     def __init__(self, path):
         self.path = Path(path)
-        self._cut_torn_line()
-        self._file = self.path.open("ab")
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            self._lock()
+            self._cut_torn_line()
+        except BaseException:
+            os.close(self._file)
+            raise
 
     def append(self, record):
-        self._file.write((json.dumps(_finite(record), allow_nan=False) + "\n").encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        line = (json.dumps(_finite(record), allow_nan=False) + "\n").encode()
+        end = os.fstat(self._file).st_size
+        try:
+            written = 0
+            while written < len(line):
+                written += os.pwrite(self._file, line[written:], end + written)
+            os.fsync(self._file)
+        except OSError as error:
+            os.ftruncate(self._file, end)
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
 
     def close(self):
-        self._file.close()
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _lock(self):
+        """Keep other writers out for as long as the file is open, even if this process is killed."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RecordError(f"{self.path}: another process is writing it") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise  # those are network file systems without locks: there, nobody can be kept out
 
     def _cut_torn_line(self):
-        if not self.path.exists():
-            return
-        data = self.path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            os.truncate(self.path, whole)
+        """Cut the file after the last end of a line."""
+        size = end = os.fstat(self._file).st_size
+        while end:
+            start = max(0, end - BLOCK)
+            if whole := os.pread(self._file, end - start, start).rfind(b"\n") + 1:
+                end = start + whole
+                break
+            end = start
+        if end < size:
+            os.ftruncate(self._file, end)
 
 
 def _finite(value):
@@ -111,8 +150,10 @@ def _finite(value):
     return value
 
 
-def read_records(path, skipped=None):
-    """The records of a `records.jsonl`, without a torn last line.
+def stream_records(path, skipped=None):
+    """The records of a `records.jsonl` one after the other, without a torn last line; none if there is no file.
+
+    Names of cells and devices are shared between records, of which a million may be read.
 
     Args:
         skipped: None, or a list that takes a sentence for every broken line, which is left out then.
@@ -122,26 +163,46 @@ def read_records(path, skipped=None):
     """
     path = Path(path)
     if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    records = []
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            record = json.loads(line)
-            hash(Cell(**record["cell"]))
-            if record["status"] not in STATUSES or not isinstance(record["round"], int):
-                raise ValueError("status or round is wrong")
-        except (ValueError, KeyError, TypeError) as error:
-            if skipped is None:
-                raise RecordError(f"{path}, line {number}: not a record: {error}") from None
-            skipped.append(f"{path.name}, line {number}: not a record: {error}")
-            continue
-        records.append(record)
-    return records
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                record = json.loads(line)
+                for part in (record["cell"], record.get("device") or {}):
+                    part |= {k: sys.intern(v) for k, v in part.items() if isinstance(v, str)}
+                hash(Cell(**record["cell"]))
+                if record["status"] not in STATUSES or not isinstance(record["round"], int):
+                    raise ValueError("status or round is wrong")
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                if skipped is None:
+                    raise RecordError(
+                        f"{path}, line {number}: not a record: {one_line(error, kind=False)}; without this line, "
+                        "--resume measures its cell again"
+                    ) from None
+                skipped.append(f"{path.name}, line {number}: not a record: {error}")
+                continue
+            yield record
+
+
+def read_records(path, skipped=None):
+    """All records of a file in a list; arguments and errors as in `stream_records`."""
+    return list(stream_records(path, skipped))
+
+
+def scan(path):
+    """`statuses` of a file, which is read a line at a time: what a resumed run needs of a million records."""
+    return statuses(stream_records(path))
 
 
 def read_run(path, skipped=None):
-    """Read plan.json, machine.json and records.jsonl of a run directory; arguments as in `read_records`."""
+    """Read plan.json, machine.json and records.jsonl of a run directory.
+
+    Args:
+        skipped: as in `stream_records`; it also takes a sentence for every change of code or versions that the run
+            was resumed with.
+    """
     path = Path(path)
     found = {}
     for name in ("plan", "machine"):
@@ -152,7 +213,16 @@ def read_run(path, skipped=None):
             raise RecordError(f"{path} holds no {name}.json, so it is no run") from None
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise RecordError(f"{file}: not readable as JSON: {error}") from None
-    return Run(path, found["plan"], found["machine"], latest(read_records(path / NAME, skipped)))
+    if skipped is not None and isinstance(found["machine"], dict):
+        skipped += map(mixture, found["machine"].get("resumed", ()))
+    records = latest(stream_records(path / NAME, skipped))
+    return Run(path, found["plan"], found["machine"], records)
+
+
+def mixture(resumption):
+    """The warning that a report gives of one entry of `resumed` in a machine.json."""
+    changes = "; ".join(resumption["changed"])
+    return f"Records from {resumption['when']} on were measured after a change: {changes}."
 
 
 def latest(records):
@@ -161,10 +231,21 @@ def latest(records):
     return list(last.values())
 
 
-def done(records, retry=()):
-    """{(cell, round)} that need no measuring: those with a record, unless its status is in `retry`."""
-    return {
-        (Cell(**record["cell"]), record["round"])
-        for record in latest(records)
-        if record["status"] not in retry
-    }
+def statuses(records):
+    """{(cell, round): status of its last record}; `records` may be any iterable, and none of them is kept."""
+    cells, last = {}, {}
+    for record in records:
+        cell = Cell(**record["cell"])
+        last[cells.setdefault(cell, cell), record["round"]] = sys.intern(record["status"])
+    return last
+
+
+def done(last, retry=()):
+    """{(cell, round)} that need no measuring: those of `statuses`, unless the status is in `retry`."""
+    return {key for key, status in last.items() if status not in retry}
+
+
+def untimed(last, retry=()):
+    """Cells of `statuses` that cannot be timed here, unless that status is to be tried again."""
+    kinds = {"unavailable", "interpreted"} - set(retry)
+    return {cell for (cell, _), status in last.items() if status in kinds}

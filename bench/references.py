@@ -2,11 +2,13 @@
 
 from bench import gradients, parity
 from bench.availability import fate, proof_cell
-from bench.cost import gradient_bytes
 from bench.memory import free_bytes, is_out_of_memory
+from bench.memory_model import gradient_bytes
 from bench.plan import gradient_path, reference_path, references
 
 SHARE = 0.7  # of the free memory that a reference of gradients may take
+PROVEN = {"cpu": 4096, "cuda": 32_768}  # tokens of a chunked prefill that are compared at most,
+BEYOND = 512  # or so many more than its first chunk: what is carried is in the comparison
 
 
 class Unproven(RuntimeError):
@@ -86,6 +88,11 @@ class References:
 
     def _compute_outputs(self, arch, dtype, cells):
         length, batch = references(cells)[arch, dtype]
+        if chunk := self.plan.options.get("chunk"):
+            # float64 in one pass does not go where chunks go
+            decoded = max((cell.tokens for cell in cells if cell.mode == "decode"), default=0)
+            most = max(PROVEN[self.models.device.type], chunk + BEYOND, decoded)
+            length = min(length, most)
         lengths = sorted(
             {n for c in cells if c.mode != "train" for n in (c.tokens, proof_cell(c).tokens)}
         )

@@ -10,20 +10,34 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 import traceback
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from filelock import FileLock, Timeout
 from rich.console import Console
 
 from bench import listing
 from bench.availability import fate
-from bench.cost import clock_of
-from bench.options import given, make_parser, out_directory, resolve, resolved_subset, with_quick
-from bench.plan import Cell, PlanError, changed_options, read_plan
-from bench.planning import check_machine, create, make_plan
-from bench.progress import Watcher
-from bench.records import NAME, Appender, RecordError, done, latest, make_record, read_records
+from bench.blocks import whereabouts
+from bench.cost import clock_of, sweep_seconds
+from bench.engines.choice import check_engine, engine_words, make_engine
+from bench.engines.parts import harvest
+from bench.options import given, make_parser, out_directory, resolve, with_quick
+from bench.plan import PlanError
+from bench.planning import create, make_plan
+from bench.progress import Watcher, duration
+from bench.records import (
+    NAME,
+    Appender,
+    RecordError,
+    done,
+    make_record,
+    scan,
+    stream_records,
+    untimed,
+)
+from bench.resuming import note_changes, read_machine, reopen, resume_command, stopped
 from bench.runner import Runner, RunnerError
 from kernels.clash import clash
 
@@ -54,26 +68,45 @@ def main(argv=None):
 def run(args, said, argv, out):
     """Plan, or read the plan of, a run, and carry it out; returns the exit status."""
     options = resolve(args, said)
+    check_engine(args, said)
     if args.resume:
         path, plan = reopen(said, options)
     else:
-        if "retry" in said:
-            raise PlanError("--retry: only together with --resume")
+        for name in ("retry", "resume_anyway"):
+            if name in said:
+                raise PlanError(f"--{name.replace('_', '-')}: only together with --resume")
         path = vacant(out_directory(said))
         plan, tokens = make_plan(options, shlex.join(["python", "-m", "bench.sweep", *argv]))
+    metrics, profiler = (
+        said.get(name, "none" if plan.options.get("slice") else getattr(args, name))
+        for name in ("metrics", "profile")
+    )
     if args.dry_run:
-        records = read_records(path / NAME) if args.resume else []
-        for part in listing.dry_run(plan, done(records, said.get("retry", ()))):
+        last = scan(path / NAME) if args.resume else {}
+        finished = done(last, said.get("retry", ()))
+        for part in listing.dry_run(plan, finished, metrics, profiler):
             out.print(part)
         return 0
     if not args.resume:
         create(path, plan, tokens)
-    with locked(path):
-        status = carry_out(path, plan, said, args.cell_timeout)
-        if status == 0:
-            status = represent(path, said.get("metrics", args.metrics))
-            status = max(status, conclude(path, out))
-        return status
+    try:
+        with locked(path):
+            started = time.monotonic()
+            expected = estimate(path, plan, metrics, profiler, said)
+            if args.resume:
+                note_changes(path, plan)
+                harvest(path)
+            with closing(make_engine(args, path, plan)) as engine:
+                status = carry_out(path, plan, said, args.cell_timeout, engine)
+            if status == 0:
+                status = represent(path, metrics)
+                status = max(status, profile(path, profiler))
+                status = max(status, conclude(path, out))
+                tell_time(path, time.monotonic() - started, expected)
+            return status
+    except OSError as error:
+        say(Console(stderr=True), stopped(error, path))
+        return 1
 
 
 def vacant(path):
@@ -85,27 +118,6 @@ def vacant(path):
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise PlanError(f"--out {path}: exists and is not a run; choose another")
     return path
-
-
-def reopen(said, options):
-    """(path, plan) of the run that --resume names; PlanError if the options ask for something else."""
-    if "out" not in said:
-        raise PlanError("--resume: name the run with --out DIR")
-    path = said["out"]
-    if not path.is_dir():
-        raise PlanError(f"--resume: there is no run {path}")
-    plan = read_plan(path / "plan.json")
-    changed = changed_options(plan.options, resolved_subset(options, said))
-    if changed:
-        name, planned, asked = changed[0]
-        raise PlanError(
-            f"--{name.replace('_', '-')}: the run {path} was planned with {listing.plain(planned)}, not "
-            f"{listing.plain(asked)}; leave the option out, or start another run"
-        )
-    check_machine(path, plan)
-    if "rounds" in said and said["rounds"] > plan.rounds:
-        plan.rounds = plan.options["rounds"] = said["rounds"]
-    return path, plan
 
 
 @contextmanager
@@ -122,31 +134,32 @@ def locked(path):
         lock.release()
 
 
-def carry_out(path, plan, said, cell_timeout):
+def carry_out(path, plan, said, cell_timeout, engine):
     """Measure what is left of a plan; returns the exit status."""
-    records, retry = read_records(path / NAME), said.get("retry", ())
-    finished = done(records, retry)
+    last, retry = scan(path / NAME), said.get("retry", ())
+    where, behind = whereabouts(stream_records(path / NAME))
+    finished = done(last, retry) - behind
     plan.write(path / "plan.json")
     appender = Appender(path / NAME)
-    measured, proofs = settle(plan, untimed(records, retry), appender)
+    measured, proofs = settle(plan, untimed(last, retry), appender)
     proofs = [cell for cell in proofs if (cell, 0) not in finished]
     todo = {r: [c for c in measured if (c, r) not in finished] for r in range(plan.rounds)}
     console = Console(stderr=True)
-    clock = clock_of(plan)
-    watcher = Watcher(console, clock, todo | {"proof": proofs})
-    runner = Runner(path, plan, appender, cell_timeout, watcher)
+    peaks = read_machine(path).get("peaks")
+    clock = clock_of(plan, peaks)
+    watcher = Watcher(console, clock, todo | {"proof": proofs}, engine.splits)
+    runner = Runner(path, plan, appender, cell_timeout, watcher, engine)
     try:
         with watcher, interruptible():
             if watcher.left():
                 on_cpu = plan.options["device"] == "cpu"
                 memory = [c for c in todo[0] if on_cpu and clock.expect(c) < cell_timeout]
                 runner.prepare([*measured, *proofs], memory, proofs)
-            for round_ in range(plan.rounds):
-                runner.round(round_, measured, finished)
+            runner.measure(measured, finished, where)
     except KeyboardInterrupt:
-        resume = shlex.join(["python", "-m", "bench.sweep", "--out", str(path), "--resume"])
         left = f"{watcher.left()} of {watcher.total} measurements left"
-        say(console, f"interrupted with {left}; to finish: {resume}")
+        again = f"{resume_command(path)} {engine_words(said)}".strip()
+        say(console, f"interrupted with {left}; to finish: {again}")
         return 130
     except RunnerError as error:
         say(console, f"error: {error}")
@@ -155,6 +168,24 @@ def carry_out(path, plan, said, cell_timeout):
         runner.close()
         appender.close()
     return 0
+
+
+def estimate(path, plan, metrics, profiler, said):
+    """Seconds that the sweep is expected to take, noted in the options of the plan as well."""
+    finished = done(scan(path / NAME), said.get("retry", ()))
+    peaks = read_machine(path).get("peaks")
+    parts = sweep_seconds(plan, clock_of(plan, peaks), metrics, profiler, finished, peaks)
+    expected = sum(parts.values()) - parts["start"]  # which is over
+    plan.options["estimate_s"] = round(expected, 1)
+    return expected
+
+
+def tell_time(path, seconds, expected):
+    """Say how long a sweep took and what was expected, in log.txt too."""
+    took = f"took {duration(seconds)}, estimated {duration(expected)}"
+    with (path / "log.txt").open("a", encoding="utf-8") as log:
+        log.write(f"[crossover] {time.strftime('%H:%M:%S')} {took}\n")
+    say(Console(stderr=True), took)
 
 
 def settle(plan, untimed, appender):
@@ -175,38 +206,43 @@ def settle(plan, untimed, appender):
     return measured, proofs
 
 
-def untimed(records, retry):
-    """Cells with a record that says that they cannot be timed here, unless its status is to be tried again."""
-    kinds = {"unavailable", "interpreted"} - set(retry)
-    return {Cell(**record["cell"]) for record in latest(records) if record["status"] in kinds}
-
-
 def represent(path, extent):
     """Compute the representation metrics of a run, in a process of their own; returns the exit status."""
     if extent == "none":
         return 0
     command = ["python", "-m", "analysis.metrics", str(path), "--extent", extent]
+    return aside(command, "metrics are missing; to see why and complete them")
+
+
+def profile(path, profiler):
+    """Profile the fastest cell of each architecture, in a process of its own; returns the exit status."""
+    if profiler == "none":
+        return 0
+    command = ["python", "-m", "profiles.capture", str(path), "--fastest", "--missing"]
+    return aside(
+        [*command, "--profiler", profiler], "profiles are missing; to see why and complete them"
+    )
+
+
+def aside(command, failure):
+    """Run a command of the lab, quietly, in a process of its own; returns 0 or 1."""
     with interruptible():
         ended = subprocess.run([sys.executable, *command[1:], "--quiet"], check=False).returncode
     if ended == 130:
         raise KeyboardInterrupt
     if ended:
-        console = Console(stderr=True)
-        say(
-            console,
-            f"error: metrics are missing; to see why and complete them: {shlex.join(command)}",
-        )
+        say(Console(stderr=True), f"error: {failure}: {shlex.join(command)}")
     return int(ended != 0)
 
 
 def conclude(path, out):
     """Write the tables, figures and the report of a complete run, and print the tables."""
-    from analysis import summary
+    from analysis import sliced, summary
     from analysis.report.page import build
 
     console = Console(stderr=True)
     try:
-        for renderable in summary.write(path):
+        for renderable in [*summary.write(path), *sliced.write(path)]:
             out.print(renderable)
         report = build([path])
     except Exception as error:
@@ -224,16 +260,23 @@ def conclude(path, out):
 
 @contextmanager
 def interruptible():
-    """Make a termination request end the run as Ctrl-C does, so that it stays resumable and says so."""
+    """Make the first Ctrl-C or termination request end the run so that it stays resumable; further ones change nothing.
+
+    They stay ignored until the process ends: a second Ctrl-C must not stop the worker from being ended.
+    """
 
     def interrupt(number, frame):
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            for each, handler in before.items():
+                signal.signal(each, handler)
 
 
 def say(console, text):

@@ -1,8 +1,8 @@
 """One fresh process of a run: it runs what the parent names and reports each step on its standard output.
 
-    python -m bench.worker RUN        (started by bench.sweep; the job comes on standard input)
+    python -m bench.worker RUN        (started by bench.engines; the job comes on standard input)
 
-The job is one line of JSON, as `bench.runner.Job` writes it. Events leave on the original standard output, one line of
+The job is one line of JSON, as `bench.blocks.Job` writes it. Events leave on the original standard output, one line of
 JSON each; everything that code prints goes to standard error, which the parent sends to log.txt. When standard
 input closes, the parent is gone and the process ends.
 """
@@ -57,9 +57,12 @@ def main(argv=None):
     follow_parent(stdin)
     volunteer()
 
+    from bench.blocks import cells_here, place
     from bench.jobs import Lab, Poisoned
 
     lab = Lab(run)
+    events.send("device", device=lab.place)
+    job["cells"] = cells_here(job, place(lab.place))
     tasks = {"prepare": lab.prepare, "round": lab.round}
     try:
         tasks[job["task"]](job, events)

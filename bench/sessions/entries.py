@@ -1,8 +1,10 @@
 """What a transcript must hold, whatever file it comes from: from raw entries to checked turns and sessions."""
 
+import hashlib
 import itertools
+from dataclasses import replace
 
-from bench.sessions.session import Session, SessionError, Turn, phase_changes
+from bench.sessions.session import Session, SessionError, Turn, phase_changes, text
 
 THERAPISTS = {
     "therapist",
@@ -24,14 +26,14 @@ SESSION_ID = (
 )  # in order of preference
 
 
-def group(rows, path):
+def group(rows, source):
     """Sessions out of turns, in the order in which their ids appear."""
     sessions = {}
     for where, entry in rows:
         key = next((scalar(entry, name, where) for name in SESSION_ID if name in entry), None)
-        sessions.setdefault(key or path.stem, []).append((where, make_turn(entry, where)))
-    for name, turns in sessions.items():
-        yield make_session(name, [turn for _, turn in turns], turns[0][0], source=path.name)
+        sessions.setdefault(key, []).append((where, make_turn(entry, where)))
+    for turns in sessions.values():
+        yield make_session([turn for _, turn in turns], turns[0][0], source=source)
 
 
 def make_turn(entry, where) -> Turn:
@@ -80,7 +82,8 @@ def _check_unicode(value, where):
         ) from None
 
 
-def make_session(name, turns, where, kind="transcript", source="", shifts=None) -> Session:
+def make_session(turns, where, source, name=None, kind="transcript", shifts=None) -> Session:
+    """A checked session. Only a generated one keeps its `name`: others get a hash of their text."""
     if not turns:
         raise SessionError(f"{where}: the session has no turns; expected at least one")
     if shifts is None:
@@ -93,4 +96,8 @@ def make_session(name, turns, where, kind="transcript", source="", shifts=None) 
         raise SessionError(
             f"{where}: shifts must be ascending turn indexes between 1 and {len(turns) - 1}"
         )
-    return Session(name, kind, tuple(turns), tuple(shifts), source)
+    session = Session(name or "", kind, tuple(turns), tuple(shifts), source)
+    if source == "generated" and name:
+        return session
+    digest = hashlib.sha256(text(session).encode()).hexdigest()
+    return replace(session, id=f"session-{digest[:12]}")

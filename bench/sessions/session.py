@@ -11,7 +11,10 @@ class SessionError(ValueError):
 
 @dataclass(frozen=True)
 class Turn:
-    """What one speaker says at a time; `role` is `therapist`, `client` or "" where it is not known."""
+    """What one speaker says at a time; `role` is `therapist`, `client` or "" where it is not known.
+
+    `speaker` is "" for text that nobody speaks: prose, or DNA.
+    """
 
     speaker: str
     role: str
@@ -24,7 +27,8 @@ class Session:
     """One conversation.
 
     `shifts` are the indexes of the turns with which a new phase begins, in ascending order, never 0. `kind` is
-    `dyadic`, `couple` or "transcript"; `source` is "generated" or the name of the file it was read from.
+    `dyadic`, `couple`, "transcript", "text" or "dna"; `source` is "generated" or the format it was read from. The `id`
+    of what people said says nothing of them: it is a hash.
     """
 
     id: str
@@ -40,8 +44,15 @@ def text(session: Session) -> str:
 
 
 def line(speaker: str, words: str) -> str:
-    """One turn as the models read it, on one line."""
+    """One turn as the models read it, on one line; text that nobody speaks as it is."""
+    if not speaker:
+        return words
     return f"{speaker}: {' '.join(words.split())}"
+
+
+def is_labelled(session: Session) -> bool:
+    """Whether phases or shifts are known; a labelled session may have no shift."""
+    return bool(session.shifts) or any(turn.phase is not None for turn in session.turns)
 
 
 def phase_changes(phases) -> tuple[int, ...]:

@@ -47,7 +47,14 @@ def write(sessions: Sequence[Session], folder) -> list[Path]:
 def check_free(folder):
     """SessionError unless `folder` is new or empty."""
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise SessionError(f"{folder}: is a file; choose a folder that is new or empty")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise SessionError(f"{folder}: is not empty; choose a folder that is new or empty")
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise SessionError(f"{folder}: is a file; choose a folder that is new or empty")
+        if folder.is_dir() and any(folder.iterdir()):
+            raise SessionError(f"{folder}: is not empty; choose a folder that is new or empty")
+    except OSError as error:
+        raise SessionError(f"{str(folder)!r}: {(error.strerror or 'failed').lower()}") from None
+    except ValueError as error:
+        if isinstance(error, SessionError):
+            raise
+        raise SessionError(f"{str(folder)!r}: not the name of a folder") from None

@@ -112,3 +112,18 @@ def test_outside_a_checkout_the_revision_is_unknown(monkeypatch):
 
     monkeypatch.setattr(machine.subprocess, "run", no_git)
     assert machine.git_state() == {"revision": None, "dirty": None}
+
+
+def test_code_is_what_measures_and_not_what_describes_it(monkeypatch, tmp_path):
+    for folder in machine.CODE:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.py").write_text("a = 1\n")
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "bench" / "machine.py"))
+    before = machine.code_state()
+    (tmp_path / "bench" / "notes.md").write_text("text")
+    assert machine.code_state() == before
+    (tmp_path / "models" / "a.py").write_text("a = 2\n")
+    changed = machine.code_state()
+    assert [folder for folder in machine.CODE if changed[folder] != before[folder]] == ["models"]
+    (tmp_path / "kernels" / "a.py").rename(tmp_path / "kernels" / "b.py")
+    assert machine.code_state()["kernels"] != before["kernels"]

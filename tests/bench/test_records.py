@@ -1,5 +1,9 @@
+import errno
+import itertools
 import json
 import math
+import resource
+import tracemalloc
 
 import pytest
 
@@ -13,12 +17,16 @@ from bench.records import (
     one_line,
     read_records,
     read_run,
+    scan,
+    statuses,
+    stream_records,
+    untimed,
 )
 
 CELL = Cell("mamba", "hf", "tiny", 64)
 FIELDS = {
     "cell", "round", "order", "status", "reason", "kernels", "parity", "time_ms", "memory_bytes", "energy_j",
-    "clocks", "stopped_by", "warmups", "padded", "started",
+    "clocks", "stopped_by", "warmups", "padded", "started", "device",
 }  # fmt: skip
 
 
@@ -91,8 +99,9 @@ def test_done_cells_and_retries():
         make_record(CELL, 0, 0, "ok"),
         make_record(other, 0, 1, "timeout"),
     ]
-    assert done(records) == {(CELL, 0), (other, 0)}
-    assert done(records, retry=["error", "timeout"]) == {(CELL, 0)}
+    last = statuses(records)
+    assert done(last) == {(CELL, 0), (other, 0)}
+    assert done(last, retry=["error", "timeout"]) == {(CELL, 0)}
     assert [r["status"] for r in latest(records)] == ["ok", "timeout"]
 
 
@@ -111,3 +120,99 @@ def test_an_exception_is_one_short_line():
     assert one_line(ValueError("two\n  lines")) == "ValueError: two lines"
     assert one_line(MemoryError()) == "MemoryError"
     assert len(one_line(ValueError("x" * 9000))) <= 500
+
+
+def test_the_scan_of_a_file_is_what_the_list_of_its_records_says(file):
+    cells = [Cell("mamba", impl, "tiny", 64) for impl in ("cuda", "triton", "hf")]
+    kinds = ("unavailable", "interpreted", "ok")
+    records = [make_record(c, r, 0, k) for r in (0, 1) for c, k in zip(cells, kinds, strict=True)]
+    append(file, *records, make_record(cells[2], 1, 0, "error"))
+    last = scan(file)
+    assert last == statuses(read_records(file))
+    assert last[cells[2], 1] == "error"
+    assert untimed(last) == {cells[0], cells[1]}
+    assert untimed(last, ["unavailable"]) == {cells[1]}
+    assert scan(file.with_name("none")) == {}
+
+
+def test_a_scan_holds_keys_and_no_samples(file):
+    """At most 400 bytes for each of 20,000 records, an eighth of what the records take."""
+    count, rounds = 20_000, 5
+    time_ms = {"wall": [math.pi] * 30, "device": []}
+    with file.open("w") as lines:
+        for n in range(count // rounds):
+            cell = Cell("mamba", "hf", "tiny", n + 1)
+            line = json.dumps(make_record(cell, "ROUND", n, "ok", time_ms=time_ms)) + "\n"
+            lines.writelines(line.replace('"ROUND"', str(round_)) for round_ in range(rounds))
+    tracemalloc.start()
+    last = scan(file)
+    scanned = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    some = list(itertools.islice(stream_records(file), 1000))
+    listed = tracemalloc.get_traced_memory()[1] - scanned
+    tracemalloc.stop()
+    assert len(last) == count
+    assert scanned / count < 400 < listed / len(some) / 4
+
+
+def test_records_are_streamed_until_the_line_that_is_broken(file):
+    append(file, make_record(CELL, 0, 0, "ok"))
+    file.write_text(file.read_text() + "broken\n")
+    records = stream_records(file)
+    assert next(records)["round"] == 0
+    with pytest.raises(RecordError, match=r"records.jsonl, line 2: .*--resume measures"):
+        next(records)
+
+
+def test_a_second_writer_is_refused_until_the_first_has_closed(file):
+    first = Appender(file)
+    first.append(make_record(CELL, 0, 0, "ok"))
+    before = file.read_bytes()
+    with pytest.raises(RecordError, match="another process is writing it"):
+        Appender(file)
+    assert file.read_bytes() == before
+    first.close()
+    append(file, make_record(CELL, 1, 0, "ok"))
+    assert len(read_records(file)) == 2
+
+
+def test_a_record_that_does_not_fit_leaves_the_whole_ones(file):
+    append(file, make_record(CELL, 0, 0, "ok"))
+    before = file.read_bytes()
+    appender = Appender(file)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 100, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"records\.jsonl") as trouble:
+            appender.append(make_record(CELL, 1, 0, "ok"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert trouble.value.errno == errno.EFBIG
+    assert file.read_bytes() == before
+    appender.append(make_record(CELL, 1, 0, "ok"))
+    appender.close()
+    assert [r["round"] for r in read_records(file)] == [0, 1]
+
+
+def test_a_torn_line_is_found_from_the_end_in_blocks(file, monkeypatch):
+    monkeypatch.setattr("bench.records.BLOCK", 7)
+    append(file, make_record(CELL, 0, 0, "ok"))
+    whole = file.read_bytes()
+    for torn in (b"", b"x", b"x" * 6, b"x" * 7, b"x" * 50):
+        file.write_bytes(whole + torn)
+        Appender(file).close()
+        assert file.read_bytes() == whole
+    file.write_bytes(b"no end of a line")
+    Appender(file).close()
+    assert file.read_bytes() == b""
+
+
+def test_a_report_is_told_what_a_run_was_resumed_with(tmp_path, file):
+    (tmp_path / "plan.json").write_text("{}")
+    changed = {"when": "2026-01-02T03:04:05.000+00:00", "changed": ["torch 2.11 -> 2.13"]}
+    (tmp_path / "machine.json").write_text(json.dumps({"cpu": "x", "resumed": [changed]}))
+    warnings = []
+    read_run(tmp_path, warnings)
+    assert warnings == [
+        "Records from 2026-01-02T03:04:05.000+00:00 on were measured after a change: torch 2.11 -> 2.13."
+    ]

@@ -1,68 +1,19 @@
 """The parent's side with workers that die, hang and never start; they speak the protocol and import no torch."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from bench.engines.node import environment
 from bench.memory import write_peaks
-from bench.plan import Cell, Plan, round_order
-from bench.records import NAME, Appender, done, read_records
-from bench.runner import Runner, RunnerError
+from bench.plan import Cell, round_order
+from bench.records import NAME
+from bench.runner import RunnerError
+from tests.bench.fakes import Bench
 
 ROOT = Path(__file__).resolve().parents[2]
-FAKE = Path(__file__).with_name("fake_worker.py")
-
-
-class Silent:
-    def __init__(self):
-        self.seconds = []
-
-    def cell(self, cell, round_):
-        pass
-
-    def record(self, record, seconds):
-        self.seconds.append(seconds)
-
-    def step(self, text):
-        pass
-
-
-class Bench:
-    """A run directory with a plan over `lengths` for one or more implementations."""
-
-    def __init__(self, path, lengths, impls=("hf",), timeout=30.0):
-        self.path = path
-        self.cells = [Cell("mamba", impl, "tiny", n) for impl in impls for n in lengths]
-        self.plan = Plan(self.cells, 2, 0, "lab", "tiny", options={"threads": 1})
-        self.plan.write(path / "plan.json")
-        self.appender = Appender(path / NAME)
-        self.watcher = Silent()
-        command = (sys.executable, "-S", str(FAKE))
-        self.runner = Runner(path, self.plan, self.appender, timeout, self.watcher, command)
-
-    def round(self, round_=0):
-        self.runner.round(round_, self.cells, done(self.records()))
-        return self.records()
-
-    def records(self):
-        return read_records(self.path / NAME)
-
-    def ran(self):
-        return (self.path / "ran").read_text().splitlines()
-
-    def environment(self, task):
-        """TRITON_INTERPRET as the worker of a task saw it."""
-        return json.loads((self.path / f"interpret-{task}").read_text())
-
-    def prepared(self):
-        """What was skipped and whose memory was measured by the preparing worker."""
-        return json.loads((self.path / "prepared").read_text())
-
-    def log(self):
-        return (self.path / "log.txt").read_text()
 
 
 @pytest.fixture
@@ -75,8 +26,7 @@ def bench(tmp_path):
 
     yield make
     for one in made:
-        one.runner.close()
-        one.appender.close()
+        one.close()
 
 
 def statuses(records):
@@ -199,11 +149,11 @@ def test_what_workers_print_goes_to_the_log(bench):
 def test_the_worker_is_told_threads_and_no_interpreter(bench, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     b = bench([1])
-    env = b.runner._env()
+    env = environment(b.runner.settings())
     assert env["NUMBA_NUM_THREADS"] == "1"
     assert env["HF_HUB_OFFLINE"] == "1"
     assert "TRITON_INTERPRET" not in env
-    assert b.runner._env(TRITON_INTERPRET="1")["TRITON_INTERPRET"] == "1"
+    assert environment(b.runner.settings(TRITON_INTERPRET="1"))["TRITON_INTERPRET"] == "1"
 
 
 def test_a_worker_ends_with_its_parent_in_the_middle_of_anything():

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from bench.plan import Cell, Plan, read_plan
-from bench.records import STATUSES, Appender, make_record, read_records, read_run
-from bench.sweep import main, settle, untimed
+from bench.records import STATUSES, Appender, make_record, read_records, read_run, statuses, untimed
+from bench.sweep import main, settle
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -30,6 +30,8 @@ TINY = [
     "--device",
     "cpu",
     "--metrics",
+    "none",
+    "--profile",
     "none",
 ]
 
@@ -94,6 +96,7 @@ BAD = [
     (["--sessions", "short.txt", "--seqlens", "4096"], ["sessions", "4,096 tokens", "--seqlens"]),
     (["--retry", "often"], ["--retry", "'often'"]),
     (["--retry", "error"], ["--retry", "--resume"]),
+    (["--resume-anyway"], ["--resume-anyway", "--resume"]),
     (["--resume"], ["--resume", "--out"]),
     (["--resume", "--out", "nowhere"], ["--resume", "nowhere"]),
     (["--resume", "--out", "full"], ["full", "plan.json"]),
@@ -139,15 +142,17 @@ def test_the_other_package_called_kernels_is_named_first(capsys, monkeypatch):
 def test_what_could_not_be_timed_stays_so_unless_it_is_asked_for_again(tmp_path, monkeypatch):
     cells = [Cell("mamba", impl, "tiny", 16) for impl in ("cuda", "triton", "hf")]
     plan = Plan(cells, 1, 0, "lab", "tiny", options={"device": "cpu"})
-    records = [
-        make_record(cells[0], 0, 0, "unavailable"),
-        make_record(cells[1], 0, 1, "interpreted"),
-        make_record(cells[2], 0, 2, "error"),
-    ]
+    last = statuses(
+        [
+            make_record(cells[0], 0, 0, "unavailable"),
+            make_record(cells[1], 0, 1, "interpreted"),
+            make_record(cells[2], 0, 2, "error"),
+        ]
+    )
     monkeypatch.setattr("bench.sweep.fate", lambda cell, device: ("measured", ""))
     appender = Appender(tmp_path / "records.jsonl")
-    assert settle(plan, untimed(records, ()), appender) == (cells[2:], [])
-    assert settle(plan, untimed(records, ["unavailable"]), appender) == ([cells[0], cells[2]], [])
+    assert settle(plan, untimed(last, ()), appender) == (cells[2:], [])
+    assert settle(plan, untimed(last, ["unavailable"]), appender) == ([cells[0], cells[2]], [])
     monkeypatch.setattr("bench.sweep.fate", lambda cell, device: ("unavailable", "no luck"))
     assert settle(plan, set(), appender) == ([], [])
     assert [r["reason"] for r in read_records(tmp_path / "records.jsonl")] == ["no luck"] * 3
@@ -207,7 +212,7 @@ def complete(tmp_path_factory):
     path = tmp_path_factory.mktemp("sweep") / "run"
     process = start(
         "--preset", "tiny", "--seqlens", "24,80", "--rounds", 2, "--impl", "triton,cuda,torch,hf",
-        "--budget", 0.02, "--device", "cpu", "--metrics", "none", "--out", path,
+        "--budget", 0.02, "--device", "cpu", "--metrics", "none", "--profile", "none", "--out", path,
     )  # fmt: skip
     out, err = process.communicate(timeout=280)
     assert process.returncode == 0, err
@@ -330,7 +335,7 @@ def test_kill_interrupt_and_resume_lose_one_cell_and_repeat_none(tmp_path, capsy
     assert not worker.is_running()
 
     before = count(path)
-    sweep = start("--out", path, "--resume", "--metrics", "none")
+    sweep = start("--out", path, "--resume", "--metrics", "none", "--profile", "none")
     until(lambda: count(path) > before, sweep)
     worker = until(lambda: worker_of(sweep), sweep)
     sweep.kill()  # the worker notices that the parent is gone
@@ -339,7 +344,7 @@ def test_kill_interrupt_and_resume_lose_one_cell_and_repeat_none(tmp_path, capsy
 
     with (path / "records.jsonl").open("ab") as file:
         file.write(b'{"cell": {"arch": "mam')
-    assert main(["--out", str(path), "--resume", "--metrics", "none"]) == 0
+    assert main(["--out", str(path), "--resume", "--metrics", "none", "--profile", "none"]) == 0
     lines = (path / "records.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     pairs = Counter((Cell(**r["cell"]), r["round"]) for r in records)

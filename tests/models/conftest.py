@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from models.build import build
-from models.presets import ARCHITECTURES
+from models.presets import PAIR
 
 
 @pytest.fixture(autouse=True)
@@ -14,6 +14,6 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=PAIR)
 def model(request, device):
     return build(request.param, "tiny", device=device)

@@ -18,7 +18,7 @@ from models import mamba_mixer
 from models.bind import OPERATORS, architecture, final_norm, layers, use
 from models.build import build
 from models.gold import gold
-from models.presets import ARCHITECTURES, PRESETS
+from models.presets import PAIR, PRESETS
 from profiles import ranges
 from tests.models.bound import IMPLS, outputs, require, state, tokens
 from tests.tolerance import assert_as_accurate
@@ -59,7 +59,7 @@ def test_outputs_are_as_accurate_as_those_of_transformers(arch, preset, impl, de
         assert_as_accurate(f"{arch} {impl} {name}", actual[name], baseline[name], exact[name])
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", PAIR)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_is_as_accurate_as_transformers(arch, dtype, device):
     model = build(arch, "tiny", dtype=dtype, device=device)

@@ -8,8 +8,9 @@ import sys
 import pytest
 import torch
 
-from kernels.roofline import model_problems
 from models.build import build, parameter_counts
+from models.architectures import REGISTRY
+from models.floor import model_problems
 from models.huggingface import check_no_clash
 from models.initialise import initial
 from models.presets import ARCHITECTURES, PRESETS
@@ -19,6 +20,8 @@ from models.presets import ARCHITECTURES, PRESETS
 TINY_WEIGHTS = {
     "mamba": "cfafff2d499f6dd9331455599edc9c856a54cbe9c52cb561564745a6ec91122f",
     "llama": "000c984e3ac4bb505f70e24a3a088fb4522298e7687154aed61c3dc83308af36",
+    "mamba2": "dea94a280f4d6a542985bba26c03ebc34e00cc267f10437dd97c78fb77278212",
+    "hybrid": "22a10f4947e0f0ed8a7b2e5d0d56275473e5e7e12affb8f390a3831699dcfdf2",
 }
 
 
@@ -167,8 +170,8 @@ def test_model_is_ready_to_run(arch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"arch": "gpt"}, "arch must be one of mamba, llama, got 'gpt'"),
-        ({"arch": "mamba", "preset": "70b"}, "preset must be one of paper-50m.*got '70b'"),
+        ({"arch": "gpt"}, "arch must be one of mamba, llama.*got 'gpt'"),
+        ({"arch": "mamba", "preset": "70m"}, "preset must be one of paper-50m.*got '70m'"),
         ({"arch": "llama", "preset": "tiny", "dtype": torch.int8}, "dtype must be one of.*int8"),
         ({"arch": "llama", "checkpoint": "/nowhere"}, "/nowhere is not a folder"),
     ],
@@ -199,7 +202,8 @@ def test_checkpoint_gives_back_its_weights(checkpoint, dtype, capfd):
 def test_checkpoint_of_the_other_architecture_is_refused(checkpoint):
     arch, folder = checkpoint
     other = next(name for name in ARCHITECTURES if name != arch)
-    with pytest.raises(ValueError, match=f"holds a model of type '{arch}', not '{other}'"):
+    found = REGISTRY[arch].model_types[0]
+    with pytest.raises(ValueError, match=f"holds a model of type '{found}', not '{other}'"):
         build(other, checkpoint=folder)
 
 

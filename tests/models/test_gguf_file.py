@@ -7,7 +7,7 @@ from models.bind import use
 from models.build import build
 from models.gguf_file import find_gguf, gguf_tokenizer
 from models.gold import gold
-from models.presets import ARCHITECTURES
+from models.presets import PAIR
 from models.smollm2 import SmolLM2Error, check, smollm2
 from tests.models.gguf_writer import small, write_gguf
 from tests.tolerance import assert_as_accurate
@@ -18,7 +18,7 @@ pytest.importorskip("accelerate", reason="accelerate is not installed")
 WORDS = "aéß the  quick\n\tbrown 狐 <|im_start|>user <|endoftext|> fox"
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=PAIR)
 def written(request, tmp_path_factory):
     """(arch, model, folder with its GGUF file)."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -81,7 +81,7 @@ def test_quantised_weights_are_dequantised(tmp_path):
 
 def test_gguf_of_the_other_architecture_is_refused_before_it_is_loaded(written):
     arch, _, folder = written
-    other = next(name for name in ARCHITECTURES if name != arch)
+    other = next(name for name in PAIR if name != arch)
     with pytest.raises(ValueError, match=f"holds a model of type '{arch}', not '{other}'"):
         build(other, checkpoint=folder)
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from models import tokenizer
 
 NAMES = list(tokenizer.VOCAB_SIZES)
+GPT2 = ["gpt2-32k", "gpt2"]
 AWKWARD = [
     "",
     " ",
@@ -32,9 +33,17 @@ AWKWARD = [
         ("hello  world\n", [31373, 220, 995, 198]),
     ],
 )
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", GPT2)
 def test_known_encodings(name, text, ids):
     assert tokenizer.load(name).encode(text) == ids
+
+
+def test_bytes_are_their_own_ids():
+    found = tokenizer.load("bytes")
+    assert (found.name, found.vocab_size) == ("bytes", 256)
+    assert found.encode("ACGT\n") == [65, 67, 71, 84, 10]
+    assert found.encode("é") == [0xC3, 0xA9]
+    assert found.vocabulary() == {bytes([i]): i for i in range(256)}
 
 
 def test_the_cut_keeps_the_ids_of_the_first_merges():
@@ -87,25 +96,27 @@ def _check_round_trip(name, text):
     assert bpe.decode(ids) == text
 
 
-def test_ids_of_half_a_character_decode_to_the_replacement_character():
-    bpe = tokenizer.load()
+@pytest.mark.parametrize("name", NAMES)
+def test_ids_of_half_a_character_decode_to_the_replacement_character(name):
+    bpe = tokenizer.load(name)
     first, *_ = bpe.encode("\U000e0001")
     assert bpe.decode([first]) == "\ufffd"
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match="one of gpt2-32k, gpt2, got 'gpt4'"):
+    with pytest.raises(ValueError, match="one of gpt2-32k, gpt2, bytes, got 'gpt4'"):
         tokenizer.load("gpt4")
 
 
-def test_wrong_arguments():
-    bpe = tokenizer.load()
+@pytest.mark.parametrize("name", NAMES)
+def test_wrong_arguments(name):
+    bpe = tokenizer.load(name)
     with pytest.raises(TypeError, match="must be a str, got bytes"):
         bpe.encode(b"x")
     with pytest.raises(ValueError, match="lone surrogate at character 1"):
         bpe.encode("a\ud800")
-    for i in (-1, 32_000):
-        with pytest.raises(ValueError, match=rf"id {i} is not in the vocabulary of gpt2-32k"):
+    for i in (-1, bpe.vocab_size):
+        with pytest.raises(ValueError, match=rf"id {i} is not in the vocabulary of {name}"):
             bpe.decode([i])
 
 

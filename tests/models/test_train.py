@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from models.bind import use
 from models.build import build
-from models.presets import ARCHITECTURES, PRESETS
+from models.presets import PAIR, PRESETS
 from models.train import main
 from models.train_loop import StateError, Training, rate
 from models.train_run import LOG, read_log
@@ -78,7 +78,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(
     assert signal.getsignal(signal.SIGINT) is handler
     assert main(["--out", str(tmp_path), "--resume"]) == 0
     assert log(tmp_path) == log(whole)
-    for arch in ARCHITECTURES:
+    for arch in PAIR:
         expected = weights(whole, arch)
         assert all(
             torch.equal(value, expected[name]) for name, value in weights(tmp_path, arch).items()
@@ -103,9 +103,9 @@ def test_a_crash_goes_back_to_the_last_saved_state(whole, tmp_path, monkeypatch)
 def test_a_finished_training_leaves_checkpoints_log_and_picture(whole, capsys):
     names = {str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file()}
     files = ("config.json", "generation_config.json", "model.safetensors")
-    expected = {f"{arch}/{file}" for arch in ARCHITECTURES for file in files}
+    expected = {f"{arch}/{file}" for arch in PAIR for file in files}
     assert names == expected | {"train.json", "loss.jsonl", "loss.png"}
-    for arch in ARCHITECTURES:
+    for arch in PAIR:
         model = build(arch, checkpoint=whole / arch)
         fresh = build(arch, "tiny")
         moved = [
@@ -128,7 +128,7 @@ def test_it_learns(model_of):
         assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=PAIR)
 def model_of(request):
     return build(request.param, "tiny")
 
