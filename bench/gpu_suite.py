@@ -13,6 +13,7 @@ goes on where the first one was stopped:
     sweep-decode       one token after as many, and
     sweep-train        forward and backward
     profiles           profiles.capture of every architecture and implementation, 4,096 tokens in bf16: tables by range
+    long-context       bench.long_context: 131,072 and 1,048,576 tokens in chunks of 16,384, bf16, under triton
     metrics            analysis.metrics of the first sweep: parity of every metric, 8,192 tokens, gradients
     sanitizer          every kernel once under compute-sanitizer, where it is installed
 
@@ -45,7 +46,7 @@ from models.presets import PAIR
 
 STAGES = (
     "tests", "kernels-forward", "kernels-backward", "kernels-decode", "determinism",
-    "sweep-prefill", "sweep-decode", "sweep-train", "profiles", "metrics", "sanitizer",
+    "sweep-prefill", "sweep-decode", "sweep-train", "profiles", "long-context", "metrics", "sanitizer",
 )  # fmt: skip
 SWEEP_LENGTHS = {
     "prefill": "512,1024,2048,4096,8192,16384,32768",
@@ -151,6 +152,16 @@ def profile_cells(device):
     ]
 
 
+def run_long_context(out, seconds):
+    """Long prompts in chunks of both architectures under triton: {"passed", "summary": its table}."""
+    folder = out / "long-context"
+    command = [sys.executable, "-m", "bench.long_context", "--impl", "triton", "--dtype", "bf16"]
+    command += ["--case-timeout", "120", "--out", str(folder)]
+    code, last = _logged(command, out / "long-context.log", seconds)
+    table = folder / "long.md"
+    return {"passed": code == 0, "summary": table.read_text() if table.exists() else last}
+
+
 def run_metrics(out, seconds):
     """Representation metrics of the prefill sweep, shift detection apart: {"passed", "summary"}."""
     run = out / "sweep-prefill"
@@ -228,9 +239,13 @@ def work(out, device, peaks):
     found["determinism"] = lambda left: determinism.check("triton", device, 1000)
     for mode in SWEEP_LENGTHS:
         found[f"sweep-{mode}"] = partial(run_sweep, mode, out)
-    found["profiles"] = partial(run_profiles, out)
-    last = {"metrics": partial(run_metrics, out), "sanitizer": partial(run_sanitizer, out)}
-    return found | last
+    rest = {
+        "profiles": run_profiles,
+        "long-context": run_long_context,
+        "metrics": run_metrics,
+        "sanitizer": run_sanitizer,
+    }
+    return found | {stage: partial(run, out) for stage, run in rest.items()}
 
 
 def run_suite(out, stages, seconds, device):

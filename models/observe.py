@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 
 from kernels.observation import observing_operators
-from models.bind import architecture, final_norm, layers
+from models.bind import MIXERS, OPERATORS, architecture, final_norm, layers
 
-OPERATORS = {"mamba": "selective_scan", "llama": "causal_attention"}
+MIXING = ("selective_scan", "causal_attention", "ssd_scan")
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Mixing:
 
     Attributes:
         layer: `block 1` to `block n`.
-        operator: `causal_attention` or `selective_scan`.
+        operator: `causal_attention`, `selective_scan` or `ssd_scan`.
         operands: by the names of the public operator's arguments: q and k after RoPE, v, softmax_scale; or u (after
             convolution and activation), delta (before bias and softplus), A, B and C (batch, ngroups, dstate, seqlen),
-            D, z, delta_bias, delta_softplus.
+            D, z, delta_bias, delta_softplus; or those of `ssd_scan`.
         out_weight: (hidden, nheads * headdim or dim), the projection of the operator's output into the residual stream.
     """
 
@@ -53,7 +53,8 @@ def observing(model, hidden=None, mixing=None):
             final norm returns.
         mixing: gets a `Mixing` just before the operator computes.
     """
-    arch = architecture(model)
+    # `triton` and `cpu` compute Mamba-2's scan by Mamba's, which then is no operator of the architecture
+    mixed = set(MIXING) & set(OPERATORS[architecture(model)])
     blocks = layers(model)
     running = []  # index of the block that computes
 
@@ -73,9 +74,8 @@ def observing(model, hidden=None, mixing=None):
         return hook
 
     def visit(operator, operands):
-        if mixing is not None and operator == OPERATORS[arch] and running:
-            block = blocks[running[0]]
-            out = block.mixer.out_proj if arch == "mamba" else block.self_attn.o_proj
+        if mixing is not None and operator in mixed and running:
+            out = _output_projection(blocks[running[0]])
             mixing(Mixing(f"block {running[0] + 1}", operator, operands, out.weight))
 
     handles = []
@@ -91,3 +91,8 @@ def observing(model, hidden=None, mixing=None):
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _output_projection(block):
+    found = next(block._modules[name] for name in (*MIXERS, "self_attn") if name in block._modules)
+    return found.o_proj if hasattr(found, "o_proj") else found.out_proj

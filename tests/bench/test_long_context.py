@@ -64,7 +64,7 @@ def test_a_chunk_that_means_nothing_is_refused(argv, what):
 def test_a_cell_of_a_chunked_run_is_proven_as_far_as_float64_goes(arch, tmp_path, monkeypatch):
     monkeypatch.setitem(references.PROVEN, "cpu", 20)
     monkeypatch.setattr(references, "BEYOND", 4)
-    models = Models(OPTIONS | {"chunk": 7}, "cpu")
+    models = Models(OPTIONS | {"chunk": 7, "seqlens": [15, 50], "mode": ["prefill"]}, "cpu")
     ids = torch.randint(0, 32_000, (2, 50), generator=torch.Generator().manual_seed(0))
     cells = [Cell(arch, "torch", "tiny", n, 2) for n in (15, 50)]
     (tmp_path / "references").mkdir()
