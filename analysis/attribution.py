@@ -16,9 +16,8 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from analysis.load import impl_order
+from analysis.load import PAIR, impl_order
 from analysis.metric_load import (
-    ARCHITECTURES,
     BLOCKS,
     GOLD,
     UNIT,
@@ -153,7 +152,7 @@ def _sides(values, checks):
     keys = ["arch", "instrument", "metric", "layer", "impl", "seed"]
     means = values.groupby(keys, sort=False).value.mean()  # over the parts of a unit
     for (arch, *name, layer, impl, seed), value in means.items():
-        if arch not in ARCHITECTURES:  # a comparison of the two is neither's metric
+        if arch not in PAIR:  # a comparison of the two is neither's metric
             continue
         archs = found.setdefault((*name, layer), {})
         if arch not in archs:
@@ -173,7 +172,7 @@ def _pairs(sides):
             found[f"{instrument} | {name}", metric, layer] = pair
         taken = any(instrument in others and "llama" in at(name) for name, others in PAIRED.items())
         if not partners and not taken:
-            found[instrument, metric, layer] = tuple(here.get(arch) for arch in ARCHITECTURES)
+            found[instrument, metric, layer] = tuple(here.get(arch) for arch in PAIR)
     return found
 
 
@@ -226,7 +225,7 @@ def _pairing(llama, mamba):
         return len(shared), pair[0] == pair[1], [_worth((), impl) for impl in pair]
 
     pair = max(itertools.product(llama.usable, mamba.usable), key=worth)
-    return dict(zip(ARCHITECTURES, pair, strict=True))
+    return dict(zip(PAIR, pair, strict=True))
 
 
 def _worth(values, impl):

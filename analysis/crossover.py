@@ -22,7 +22,7 @@ import pandas as pd
 from scipy import stats
 
 from analysis.crossing import Crossing, Line, find, signs
-from analysis.load import Setting, pairs
+from analysis.load import Setting, named, pairs, side
 from analysis.scaling import FEWEST, censored, choose, fit_all, means
 from bench.verdict import COUNTS
 
@@ -40,12 +40,12 @@ def crossover_table(curves, measure):
     """
     rows = []
     for setting, llama, mamba in pairs(curves):
-        a, b = curves[setting, "llama", llama], curves[setting, "mamba", mamba]
+        a, b = side(curves, setting, "llama", llama), side(curves, setting, "mamba", mamba)
         if measure in COUNTS:
             a, b = _in_every_round(a), _in_every_round(b)
         for method, found in (("interpolation", interpolated(a, b)), ("fit", fitted(a, b))):
             key = {"measure": measure, "llama_impl": llama, "mamba_impl": mamba, "method": method}
-            rows += [{**setting._asdict(), **key, **row} for row in found]
+            rows += [setting._asdict() | key | _renamed(row, named(mamba)[0]) for row in found]
     columns = [
         *Setting._fields,
         "measure",
@@ -57,6 +57,12 @@ def crossover_table(curves, measure):
     ]
     columns += ["low", "high", "better_above", "extrapolated", "models", "note"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _renamed(row, arch):
+    """A row about two curves that are called llama and mamba, if the second one is of another architecture."""
+    said = {name: row[name].replace("mamba", arch) for name in ("better_above", "models", "note")}
+    return row | said
 
 
 def _in_every_round(counts):

@@ -7,7 +7,8 @@ floors (what would it be on perfect kernels?), and `analysis.shapley` walks from
 Effects are estimated on a complete grid of levels, where least squares is nothing but differences of means and no
 effect leans on another. Where cells are missing, the largest complete grid is taken (by cells x rounds, with both
 architectures if any grid has them), and what was left out is said. Every round gives its own estimate; intervals are
-t intervals over rounds, as everywhere.
+t intervals over rounds, as everywhere. Architecture is a factor of two levels, the pair: further ones would move every
+mean, and are left out.
 """
 
 import itertools
@@ -17,7 +18,7 @@ from functools import cache, reduce
 import numpy as np
 import pandas as pd
 
-from analysis.load import impl_order
+from analysis.load import PAIR, further, impl_order
 from bench.plan import DTYPES, LAUNCHES
 from bench.verdict import COUNTS, Interval, exact, t_interval, verdict
 
@@ -50,7 +51,10 @@ def effects_table(results):
     there is nothing to compare.
     """
     rows = []
-    for group, cells in results.cells.groupby(GROUP, sort=False):
+    others = further(results.cells.arch)
+    beyond = f"arch {', '.join(others)}, because the factor is the pair" if others else ""
+    pair = results.cells[results.cells.arch.isin(PAIR)]
+    for group, cells in pair.groupby(GROUP, sort=False):
         levels = _levels(cells)
         lengths = sorted(cells.seqlen.unique())
         for measure in MEASURES:
@@ -58,7 +62,10 @@ def effects_table(results):
             for i, seqlen in enumerate(lengths):
                 key = dict(zip(GROUP, group, strict=True)) | {"seqlen": seqlen, "measure": measure}
                 status = _statuses(cells[cells.seqlen == seqlen])
-                rows += [key | row for row in _fit(values[..., i], levels, status, measure)]
+                fitted = _fit(values[..., i], levels, status, measure)
+                for row in fitted:
+                    left_out = "; ".join(filter(None, (row["left_out"], beyond)))
+                    rows.append(key | row | {"left_out": left_out})
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -203,7 +210,9 @@ def _levels(cells):
 def _values(curves, group, levels, lengths, measure):
     """(levels ..., rounds, lengths) logarithms; nan where a cell has none in a round, which a count has if any has."""
     found = {
-        key: c for key, c in curves.items() if (key[0].preset, key[0].batch, key[0].mode) == group
+        key: c
+        for key, c in curves.items()
+        if (key[0].preset, key[0].batch, key[0].mode) == group and key[1] in PAIR
     }
     rounds = sorted({r for curve in found.values() for r in curve.index})
     values = np.full((*map(len, levels), len(rounds), len(lengths)), math.nan)

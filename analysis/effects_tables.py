@@ -5,7 +5,7 @@ import math
 import pandas as pd
 
 from analysis.effects import GROUP
-from analysis.load import MODES, Setting
+from analysis.load import MODES, Setting, alternatives, named, versus
 from analysis.wording import between, interval, number
 
 MOST_FACTORS = 2  # interactions of more stand in the CSV alone
@@ -13,24 +13,30 @@ NAMES = {"time": "time", "memory": "memory beyond the weights"}
 
 
 def identity(table):
-    """[(title, table)] by setting: llama / mamba as architecture (floors) times implementation (efficiencies)."""
+    """[(title, table)] by setting: llama / mamba as architecture (floors) times implementation (efficiencies).
+
+    Further architectures have tables of their own.
+    """
+    settings = table.groupby(list(Setting._fields), sort=False)
+    groups = [(key, arch, versus(g, arch)) for key, g in settings for arch in alternatives(g)]
     found = []
-    for setting, group in table.groupby(list(Setting._fields), sort=False):
+    for setting, alternative, group in groups:
         rows = [
             {
                 "tokens": f"{r.seqlen:,}",
                 "llama": r.llama_impl,
-                "mamba": r.mamba_impl,
-                "time, llama / mamba": between(r),
+                alternative: named(r.mamba_impl)[1],
+                f"time, llama / {alternative}": between(r),
                 "architecture": _architecture(r),
                 "implementation": _implementation(r),
                 "efficiency llama": _efficiency(r, "llama"),
-                "efficiency mamba": _efficiency(r, "mamba"),
+                f"efficiency {alternative}": _efficiency(r, "mamba"),
                 "unavailable, because": r.reason or "-",
             }
             for _, r in group.iterrows()
         ]
-        title = f"Time = architecture x implementation, {Setting(*setting)}"
+        besides = "" if alternative == "mamba" else f" of llama / {alternative}"
+        title = f"Time{besides} = architecture x implementation, {Setting(*setting)}"
         lacking = sorted({t for arch in ("llama", "mamba") for t in group[f"{arch}_missing"] if t})
         if lacking:
             title += f". No peak was measured for the {', '.join(lacking)} work, so architecture is a range"

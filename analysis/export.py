@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import load, metric_load
+from bench.blocks import apart
 from bench.cli import Parser
 from bench.records import RecordError, read_run
 
@@ -82,7 +83,7 @@ def export(run_dir, what, format, out=None):
 
 
 def _frame(run_dir, what):
-    run = read_run(run_dir)
+    run = apart(read_run(run_dir))
     if what == "samples":
         return samples_frame(run)
     if what == "cells":

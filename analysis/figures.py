@@ -13,9 +13,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis import effects_figure
 from analysis.figure_labels import LENGTH, label_ends, length_axis
-from analysis.load import Setting, impl_order, of
+from analysis.load import Setting, alternatives, arch_order, impl_order, named, of
+from analysis.ratios import against
 from analysis.scaling import censored, means
-from analysis.wording import between
+from analysis.wording import TITLES, between
 from bench.figure_style import COLOURS, STYLE
 from bench.verdict import t_interval
 
@@ -27,7 +28,7 @@ AXES = {
     "memory": ("peak memory beyond the weights, MiB", 1 / (1 << 20)),
 }
 TIMED = {"prefill": "a forward", "decode": "a token", "train": "forward + backward"}
-TITLES = {"axes.titlesize": 10, "axes.titleweight": "bold"}
+PANELS = {"axes.titlesize": 10, "axes.titleweight": "bold"}
 MOST_PANELS = 6
 
 
@@ -35,20 +36,22 @@ def write(results, folder):
     """Draw every figure that the run has data for into `folder`; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    with plt.rc_context(STYLE | TITLES):
+    with plt.rc_context(STYLE | PANELS):
         for setting in sorted({key[0] for key in results.curves["time"]}):
             suffix = _suffix(results, setting)
             drawings = {"effects": effects_figure.draw(of(results.identity, setting), setting)}
             for measure in AXES:
                 drawings |= {
                     measure: curves(_of(results.curves[measure], setting), measure, setting),
-                    f"ratio_{measure}": heat_map(
-                        of(results.matrix[measure], setting), measure, setting
-                    ),
                     f"slopes_{measure}": slopes(
                         of(results.slopes[measure], setting), measure, setting
                     ),
                 }
+                matrix = of(results.matrix[measure], setting)
+                for arch in alternatives(matrix):
+                    rows = against(matrix, results.curves[measure], arch)
+                    name = f"ratio_{measure}" + ("" if arch == "mamba" else f"_{arch}")
+                    drawings[name] = heat_map(rows, measure, setting)
             for name, figure in drawings.items():
                 if figure is not None:
                     paths.append(folder / f"{name}{suffix}.png")
@@ -64,11 +67,9 @@ def curves(found, measure, setting):
     panels = _panels(key for key, curve in found.items() if len(means(curve)[0]))
     if not panels:
         return None
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.6 * len(panels), 3.9), sharex=True, sharey=True, squeeze=False, layout="constrained"
-    )  # fmt: skip
+    figure, axes, left = _axes(len(panels), 3.9)
     ends = {}
-    for ax, (arch, impls) in zip(axes[0], panels.items(), strict=True):
+    for ax, (arch, impls) in zip(axes, panels.items(), strict=True):
         ends[ax] = []
         for impl in impls:
             lengths, values = means(found[arch, impl])
@@ -90,27 +91,33 @@ def curves(found, measure, setting):
         np.concatenate([means(found[arch, impl])[1] for arch in panels for impl in panels[arch]])
         * scale
     )
-    axes[0][0].set_ylim(
+    axes[0].set_ylim(
         levels.min() / 1.7, levels.max() * 1.7
     )  # two rounds have bands of many decades
-    axes[0][0].set_ylabel(label)
+    for ax in left:
+        ax.set_ylabel(label)
     steps = (1, 2, 5) if levels.max() < 100 * levels.min() else (1,)
-    axes[0][0].yaxis.set_major_locator(LogLocator(subs=steps))
-    axes[0][0].yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}"))
-    axes[0][0].yaxis.set_minor_formatter(NullFormatter())
+    axes[0].yaxis.set_major_locator(LogLocator(subs=steps))
+    axes[0].yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}"))
+    axes[0].yaxis.set_minor_formatter(NullFormatter())
     figure.suptitle(str(setting), fontsize=8, color="#555555", x=0.01, ha="left")
     label_ends(figure, ends)
     return figure
 
 
 def heat_map(matrix, measure, setting):
-    """The ratio llama / mamba for every pair of implementations, up to six lengths; None without data."""
+    """The ratio llama / mamba for every pair of implementations, up to six lengths; None without data.
+
+    Args:
+        matrix: of one architecture beside llama, as `analysis.ratios.against` gives it.
+    """
     matrix = matrix[matrix.ratio.notna()]
     if matrix.empty:
         return None
+    (arch,) = alternatives(matrix)
     lengths = _spaced(sorted(matrix.seqlen.unique()), MOST_PANELS)
     llamas = sorted(matrix.llama_impl.unique(), key=impl_order)
-    mambas = sorted(matrix.mamba_impl.unique(), key=impl_order)
+    mambas = sorted(matrix.mamba_impl.unique(), key=lambda label: impl_order(named(label)[1]))
     columns = min(3, len(lengths))
     rows = math.ceil(len(lengths) / columns)
     size = (max(3.4, columns * (1.2 + 0.75 * len(mambas))), 0.8 + rows * (0.9 + 0.5 * len(llamas)))
@@ -127,10 +134,10 @@ def heat_map(matrix, measure, setting):
             continue
         _panel(ax, matrix[matrix.seqlen == lengths[i]], llamas, mambas, norm)
         ax.set_title(f"{lengths[i]:,} tokens")
-        ax.set_xlabel("mamba")
+        ax.set_xlabel(arch)
         ax.set_ylabel("llama")
     figure.suptitle(
-        f"{measure} of llama / mamba: above 1 (blue) Mamba is better; framed: best against best\n{setting}",
+        f"{measure} of llama / {arch}: above 1 (blue) {TITLES[arch]} is better; framed: best against best\n{setting}",
         fontsize=9,
         x=0.01,
         ha="left",
@@ -143,11 +150,9 @@ def slopes(table, measure, setting):
     panels = _panels(zip(table.arch, table.impl, strict=True))
     if not panels:
         return None
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.6 * len(panels), 3.4), sharex=True, sharey=True, squeeze=False, layout="constrained"
-    )  # fmt: skip
+    figure, axes, left = _axes(len(panels), 3.4)
     ends = {}
-    for ax, (arch, impls) in zip(axes[0], panels.items(), strict=True):
+    for ax, (arch, impls) in zip(axes, panels.items(), strict=True):
         for value, name in ((1, "linear"), (2, "quadratic")):
             ax.axhline(value, color="#888888", linewidth=0.8, linestyle=(0, (4, 3)))
             ax.annotate(
@@ -179,10 +184,26 @@ def slopes(table, measure, setting):
         ax.set(xscale="log", title=arch, xlabel=LENGTH.get(setting.mode, "tokens"))
         length_axis(ax, sorted({*table["from"], *table.to}))
         ax.set_ylim(min(-0.1, table.slope.min() - 0.1), max(2.2, table.slope.max() + 0.2))
-    axes[0][0].set_ylabel(f"local slope of {measure}, d ln y / d ln L")
+    for ax in left:
+        ax.set_ylabel(f"local slope of {measure}, d ln y / d ln L")
     figure.suptitle(str(setting), fontsize=8, color="#555555", x=0.01, ha="left")
     label_ends(figure, ends)
     return figure
+
+
+def _axes(panels, height):
+    """(figure, axes of so many panels, those at the left edge); two abreast, as wide as a README."""
+    columns = min(panels, 2)
+    rows = math.ceil(panels / columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(4.6 * columns, height * rows), sharex=True, sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for ax in axes.flat[panels:]:
+        ax.axis("off")
+    for ax in axes.flat[:panels]:
+        ax.tick_params(labelbottom=True)  # also above another panel, or above the empty place
+    return figure, axes.flat[:panels], axes[:, 0]
 
 
 def _panel(ax, matrix, llamas, mambas, norm):
@@ -207,7 +228,7 @@ def _panel(ax, matrix, llamas, mambas, norm):
         ax.text(
             x, y, text, ha="center", va="center", fontsize=8, color="white" if dark else "black"
         )
-    ax.set_xticks(range(len(mambas)), mambas)
+    ax.set_xticks(range(len(mambas)), [named(label)[1] for label in mambas])
     ax.set_yticks(range(len(llamas)), llamas)
     ax.grid(False)
     ax.tick_params(length=0)
@@ -222,7 +243,8 @@ def _band(curve, lengths):
 
 def _panels(keys):
     """{architecture: [implementations]} of (arch, impl) keys, in the order of every table."""
-    keys = sorted(set(keys), key=lambda key: (key[0] != "mamba", key[0], impl_order(key[1])))
+    order = lambda key: (key[0] != "mamba", arch_order(key[0]), impl_order(key[1]))
+    keys = sorted(set(keys), key=order)
     return {
         arch: [impl for a, impl in keys if a == arch] for arch in dict.fromkeys(a for a, _ in keys)
     }

@@ -9,13 +9,12 @@ import math
 import numpy as np
 
 from analysis.effects import GROUP
-from analysis.identity import ARCHITECTURES
-from analysis.load import impl_order, of
+from analysis.load import PAIR, alternatives, arch_order, impl_order, named, of, versus
 from analysis.paper import LENGTH, nearest_setting
+from analysis.ratios import against
 from analysis.shapley import END, START, SWITCHES
-from analysis.wording import interval, number
+from analysis.wording import TITLES, interval, listed, number
 
-NAMES = {"llama": "LLaMA", "mamba": "Mamba"}
 TASKS = {"decode": "For a token after {} tokens", "train": "To train on {} tokens"}
 
 
@@ -23,7 +22,7 @@ def headline(results):
     """What a run says about architecture and implementation: a list of plain sentences, the answer first.
 
     It speaks of the setting nearest to the paper's, of each mode that was measured, at the length nearest to the
-    paper's 4,096 tokens that has a ratio.
+    paper's 4,096 tokens that has a ratio; of LLaMA and Mamba, then of LLaMA and each further architecture.
 
     Args:
         results: `analysis.summary.Results`.
@@ -42,12 +41,19 @@ def central(results, mode="prefill"):
     setting = nearest_setting(results, mode)
     if setting is None:
         return None
-    here = of(results.identity, setting)
-    measured = here[np.isfinite(here.ratio) & (here.ratio > 0)]
-    if measured.empty:
+    measured = _with_ratio(versus(of(results.identity, setting), "mamba"))
+    return _nearest(measured[measured.paper], measured[measured.best], measured)
+
+
+def _with_ratio(rows):
+    return rows[np.isfinite(rows.ratio) & (rows.ratio > 0)]
+
+
+def _nearest(*choices):
+    """The row at the length nearest to the paper's, of the first choice that has any; None without."""
+    rows = next((rows for rows in choices if len(rows)), None)
+    if rows is None:
         return None
-    chosen = (measured[measured.paper], measured[measured.best], measured)
-    rows = next(rows for rows in chosen if len(rows))
     return rows.loc[(np.log(rows.seqlen.astype(float)) - math.log(LENGTH)).abs().idxmin()]
 
 
@@ -56,22 +62,58 @@ def _mode(results, mode):
     curves = {key: curve for key, curve in results.curves["time"].items() if key[0].mode == mode}
     timed = {key[1] for key, curve in curves.items() if _has_times(curve)}
     task = f" in {mode}" if results.cells["mode"].nunique() > 1 else ""
-    if len(timed) < 2:
-        return [_incomparable(results.cells, mode, timed, {key[1] for key in curves}, task)]
+    others = list(_others(results, mode))
+    if not set(PAIR) <= timed:
+        tried = {key[1] for key in curves}
+        lacking = [_incomparable(results.cells, mode, timed, tried, task)]
+        return others if others and not set(PAIR) <= tried else lacking + others
+    return [*_pair(results, mode, task), *others]
+
+
+def _pair(results, mode, task):
+    """The sentences about LLaMA and Mamba."""
     row = central(results, mode)
     if row is None:
         return [
             f"LLaMA and Mamba share no length{task} at which both have a time in the same round."
         ]
     here = of(results.identity, nearest_setting(results, mode))
-    best = here[here.best & np.isfinite(here.ratio) & (here.ratio > 0)]
+    best = _with_ratio(here[here.best])
     text = f"{_compared(row, mode)} {_split(row)}"
     if row.best:
         text += " This pairing is best against best."
     elif len(best := best[best.seqlen == row.seqlen]):
         text += f" Best against best: {_relation(best.iloc[0])}."
-    pair = here[(here.llama_impl == row.llama_impl) & (here.mamba_impl == row.mamba_impl)]
-    return [text, *_walked(results.shapley, row), *_out(pair), *_single(row)]
+    out = _out(_same_pair(here, row))
+    return [text, *_walked(results.shapley, row), *out, *_single(row)]
+
+
+def _others(results, mode):
+    """A sentence about LLaMA and each further architecture that shares a length with it."""
+    setting = nearest_setting(results, mode)
+    if setting is None:
+        return
+    table = of(results.identity, setting)
+    for arch in alternatives(table):
+        measured = _with_ratio(against(table, results.curves["time"], arch))
+        if arch in PAIR or measured.empty:
+            continue
+        row = _nearest(measured[measured.best], measured)
+        text = f"{_compared(row, mode)} {_split(row)}"
+        if row.best:
+            text += " This is best against best."
+        same = measured[measured.diagonal & (measured.seqlen == row.seqlen)].drop(
+            row.name, errors="ignore"
+        )
+        if len(same):
+            said = "; ".join(_relation(r) for _, r in same.iterrows())
+            text += f" The same implementation on both sides: {said}."
+        yield " ".join([text, *_out(_same_pair(table, row))])
+
+
+def _same_pair(table, row):
+    """The rows of the same two sides at every length."""
+    return table[(table.llama_impl == row.llama_impl) & (table.mamba_impl == row.mamba_impl)]
 
 
 def _compared(row, mode):
@@ -88,7 +130,8 @@ def _relation(row):
             if row.winner == "equivalent"
             else "differ by no more than this run can tell"
         )
-        return f"{sides} {same}, LLaMA / Mamba = {interval(row.ratio, row.low, row.high)}"
+        ratio = interval(row.ratio, row.low, row.high)
+        return f"{sides} {same}, LLaMA / {TITLES[_arch(row, 'mamba')]} = {ratio}"
     slow, fast = _order(row)
     return f"{_side(row, slow)} takes {_times(row)} as long as {_side(row, fast)}"
 
@@ -117,9 +160,9 @@ def _split(row):
 
 def _lacking(row):
     """`the exponential work of Mamba and LLaMA`."""
-    terms = {arch: row[f"{arch}_missing"] for arch in ARCHITECTURES if row[f"{arch}_missing"]}
+    terms = {role: row[f"{role}_missing"] for role in PAIR if row[f"{role}_missing"]}
     work = " and ".join(dict.fromkeys(t for text in terms.values() for t in text.split(", ")))
-    return f"the {work} work of {' and '.join(NAMES[arch] for arch in terms)}"
+    return f"the {work} work of {' and '.join(TITLES[_arch(row, role)] for role in terms)}"
 
 
 def _walked(table, row):
@@ -143,7 +186,7 @@ def _out(pair):
         rows = pair[pair.ratio == ratio]
         if len(rows):
             row = rows.loc[rows.seqlen.idxmin()]
-            other = next(name for name in ARCHITECTURES if name != arch)
+            other = next(name for name in PAIR if name != arch)
             yield f"From {row.seqlen:,} tokens {_side(row, arch)} runs out of memory and {_side(row, other)} does not."
 
 
@@ -154,12 +197,18 @@ def _single(row):
 
 def _incomparable(cells, mode, timed, tried, task):
     out = cells[(cells["mode"] == mode) & (cells.status == "oom")]
-    names = " and ".join(NAMES[arch] for arch in sorted(out.arch.unique()))
+    archs = sorted(out.arch.unique(), key=arch_order)
+    names = listed([TITLES[arch] for arch in archs]) if archs else ""
     end = f"nothing is compared ({names} ran out of memory)." if names else "nothing is compared."
     if not timed:
         return f"No time was measured{task}: {end}"
+    if len(timed) > 1:
+        lacking = next(arch for arch in PAIR if arch not in timed)
+        end = "nothing is compared" if lacking == "llama" else "LLaMA and Mamba are not compared"
+        names = listed([TITLES[arch] for arch in sorted(timed, key=arch_order)])
+        return f"{TITLES[lacking]} has no time{task}, only {names}: {end}."
     verb = "was measured" if len(tried) == 1 else "has times"
-    return f"Only {NAMES[min(timed)]} {verb}{task}: {end}"
+    return f"Only {TITLES[min(timed)]} {verb}{task}: {end}"
 
 
 def _untimed(results):
@@ -169,9 +218,9 @@ def _untimed(results):
     missing = {}
     for impl, arch in sorted(asked, key=lambda pair: impl_order(pair[0])):
         if (arch, impl) not in timed:
-            missing.setdefault(impl, []).append(NAMES[arch])
+            missing.setdefault(impl, []).append(TITLES[arch])
     if missing:
-        names = [f"{impl} ({' and '.join(archs)})" for impl, archs in missing.items()]
+        names = [f"{impl} ({listed(archs)})" for impl, archs in missing.items()]
         yield f"What would change with {', '.join(names)} cannot be concluded: no times here."
 
 
@@ -180,7 +229,7 @@ def _has_times(curve):
 
 
 def _order(row):
-    """(the slower architecture, the faster one)."""
+    """(the role of the slower architecture, that of the faster one)."""
     return (
         ("llama", "mamba")
         if row.ratio >= 1 or row.winner in ("equivalent", "undecided")
@@ -188,8 +237,13 @@ def _order(row):
     )
 
 
-def _side(row, arch):
-    return f"{NAMES[arch]} ({row[f'{arch}_impl']})"
+def _side(row, role):
+    impl = row.llama_impl if role == "llama" else named(row.mamba_impl)[1]
+    return f"{TITLES[_arch(row, role)]} ({impl})"
+
+
+def _arch(row, role):
+    return "llama" if role == "llama" else named(row.mamba_impl)[0]
 
 
 def _times(row):

@@ -3,7 +3,7 @@
     ln(t_llama / t_mamba) = ln(floor_llama / floor_mamba) + ln(efficiency_mamba / efficiency_llama)
                             architecture                    implementation
 
-floor: the least time of the model's work on the measured peaks of the machine (`kernels.roofline.model_floor`), a
+floor: the least time of the model's work on the measured peaks of the machine (`models.floor.model_floor`), a
 constant of the machine. efficiency = floor / time. The two logarithms add up to the measured one whatever the floors
 are, so the split is as good as the floors are.
 
@@ -17,12 +17,13 @@ import math
 import numpy as np
 import pandas as pd
 
-from analysis.load import Setting, logits_of
+from analysis.load import PAIR, Setting, logits_of, named
+from analysis.load import side as curve_of
 from analysis.ratios import fastest
-from kernels.roofline import DTYPES, MODES, model_floor, model_problems, work
+from kernels.roofline import DTYPES, MODES, work
+from models.floor import model_floor, model_problems
 from models.presets import PRESETS
 
-ARCHITECTURES = ("llama", "mamba")
 NO_PEAKS = "machine.json holds no measured peaks"
 _FLOOR = [
     *Setting._fields,
@@ -53,9 +54,7 @@ _SPLIT = [
     "implementation", "implementation_low", "implementation_high",
 ]  # fmt: skip
 _SIDES = [
-    f"{arch}_{what}"
-    for arch in ARCHITECTURES
-    for what in ("floor_ms", "bound", "missing", "efficiency")
+    f"{arch}_{what}" for arch in PAIR for what in ("floor_ms", "bound", "missing", "efficiency")
 ]
 COLUMNS = [*Setting._fields, "seqlen", *_KEPT, *_SPLIT, *_SIDES, "reason"]
 _NUMBERS = [
@@ -98,7 +97,8 @@ def identity_table(results):
     `analysis.ratios.ratio_matrix`; architecture (floor_llama / floor_mamba) with architecture_least and
     architecture_most, the range that missing peaks leave (equal to it where none is missing); implementation
     (efficiency_mamba / efficiency_llama) with its 95 % interval over rounds, given these floors; floor_ms, bound,
-    missing and efficiency of either side; reason: why the ratio or the split is unavailable.
+    missing and efficiency of either side; reason: why the ratio or the split is unavailable. Where a further
+    architecture stands on mamba's side, what is called mamba's is its.
     """
     curves = results.curves["time"]
     floors = {
@@ -112,9 +112,10 @@ def identity_table(results):
     rows = []
     for row in results.matrix["time"].to_dict("records"):
         setting, seqlen = Setting(*(row[name] for name in Setting._fields)), row["seqlen"]
-        sides = {arch: floors[setting, seqlen, arch] for arch in ARCHITECTURES}
-        best = {arch: least.get((setting, arch, seqlen), math.nan) for arch in ARCHITECTURES}
-        pair = [curves[setting, arch, row[f"{arch}_impl"]][seqlen] for arch in ARCHITECTURES]
+        archs = {"llama": "llama", "mamba": named(row["mamba_impl"])[0]}
+        sides = {role: floors[setting, seqlen, arch] for role, arch in archs.items()}
+        best = {role: least.get((setting, a, seqlen), math.nan) for role, a in archs.items()}
+        pair = [curve_of(curves, setting, role, row[f"{role}_impl"])[seqlen] for role in archs]
         rows.append(row | _split(row, sides, best, _paired(*pair)))
     return pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(_NUMBERS, float))
 
@@ -129,9 +130,12 @@ def model_sizes(run, arch):
     recorded = (plan.get("architectures") or {}).get(arch, {}).get("config")
     if recorded:
         return recorded
-    if plan.get("preset") in PRESETS:  # plans had no sizes by these names at first
-        return getattr(PRESETS[plan["preset"]], arch)
-    raise ValueError(f"plan.json holds no sizes of {arch}, and {plan.get('preset')} is no preset")
+    preset = PRESETS.get(plan.get("preset"))  # plans had no sizes by these names at first
+    if preset is not None and preset.of(arch) is not None:
+        return preset.of(arch)
+    raise ValueError(
+        f"plan.json holds no sizes of {arch}, and {plan.get('preset')} is no preset of it"
+    )
 
 
 def _floor(run, setting, arch, seqlen):
@@ -171,7 +175,7 @@ def _work(sizes, arch, setting, tokens, logits):
 
 def _split(row, sides, quickest, times):
     """The columns that the identity adds to a row of the ratio matrix; quickest and times are ms by architecture."""
-    llama, mamba = (sides[arch].floor_ms for arch in ARCHITECTURES)
+    llama, mamba = (sides[role].floor_ms for role in PAIR)
     architecture = llama / mamba
     least = llama / (quickest["mamba"] if sides["mamba"].missing else mamba)
     most = (quickest["llama"] if sides["llama"].missing else llama) / mamba

@@ -8,6 +8,7 @@ import pandas as pd
 
 from bench.blocks import apart
 from bench.verdict import statistic, t_interval
+from models.architectures import REGISTRY
 
 CELL = ["arch", "impl", "preset", "seqlen", "batch", "dtype", "mode", "launch"]
 MEMORY = ["weights", "cache", "peak_allocated", "peak_reserved", "device_used", "peak_rss"]
@@ -18,6 +19,10 @@ MEASURES = (
 )  # wall ms of a forward, token or training step; peak bytes beyond the weights, and with
 MODES = {"decode": "decode (one token at context L)", "train": "train (forward + backward)"}
 ORDER = ["triton", "cuda", "torch", "cpu", "hf"]  # implementations, as every table lists them
+PAIR = (
+    "llama",
+    "mamba",
+)  # what the lab asks about; further architectures are compared with llama too
 
 
 class Setting(NamedTuple):
@@ -161,11 +166,41 @@ def curves(records, measure):
 
 
 def pairs(all_curves):
-    """(setting, llama_impl, mamba_impl) of every pair of curves that can be compared."""
+    """(setting, llama_impl, mamba_impl) of every pair of curves that can be compared.
+
+    On mamba's side stand all alternatives to llama: `cpu` is Mamba's, `mamba2 cpu` that of a further architecture.
+    """
     for setting, arch, llama in sorted(all_curves, key=_curve_order):
-        for other, arch_b, mamba in sorted(all_curves, key=_curve_order):
-            if (arch, arch_b) == ("llama", "mamba") and other == setting:
-                yield setting, llama, mamba
+        for other, alternative, impl in sorted(all_curves, key=_curve_order):
+            if arch == "llama" != alternative and other == setting:
+                yield setting, llama, impl if alternative == "mamba" else f"{alternative} {impl}"
+
+
+def named(label):
+    """(architecture, implementation) of a label on mamba's side, as `pairs` gives them."""
+    arch, _, impl = label.rpartition(" ")
+    return arch or "mamba", impl
+
+
+def side(all_curves, setting, role, label):
+    """The curve of one side of a pair; its role is llama or mamba."""
+    key = (role, label) if role == "llama" else named(label)
+    return all_curves[setting, *key]
+
+
+def alternatives(table):
+    """The architectures on mamba's side of a table of pairs, Mamba first."""
+    return sorted({named(label)[0] for label in table.mamba_impl}, key=arch_order)
+
+
+def versus(table, arch):
+    """The rows of a table of pairs that have `arch` on mamba's side."""
+    return table[np.array([named(label)[0] == arch for label in table.mamba_impl], dtype=bool)]
+
+
+def further(archs):
+    """The architectures that are not of the pair, in the order of every table."""
+    return sorted(set(archs) - set(PAIR), key=arch_order)
 
 
 def of(table, setting):
@@ -184,13 +219,20 @@ def impl_order(impl):
     return (ORDER.index(impl) if impl in ORDER else len(ORDER), impl)
 
 
+def arch_order(arch):
+    """Sort key: the pair, then the others as the registry has them."""
+    order = [*PAIR, *REGISTRY]
+    return (order.index(arch) if arch in order else len(order), arch)
+
+
 def _curve_order(key):
     setting, arch, impl = key
-    return setting, arch, impl_order(impl)
+    return setting, arch_order(arch), impl_order(impl)
 
 
 def _rank(column):
-    return column.map(impl_order) if column.name == "impl" else column
+    order = {"impl": impl_order, "arch": arch_order}.get(column.name)
+    return column.map(order) if order else column
 
 
 def _status(group):

@@ -8,8 +8,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from analysis.attribution import BASELINES
+from analysis.load import PAIR
 from analysis.metric_load import (
-    ARCHITECTURES,
     Setting,
     checks_frame,
     measured,
@@ -193,7 +193,7 @@ def _shift_records(records):
 
 
 def by_arch(table):
-    for arch in ARCHITECTURES:
+    for arch in PAIR:
         if len(rows := table[table.arch == arch]):
             yield arch, rows
 

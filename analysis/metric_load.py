@@ -18,7 +18,6 @@ from bench.records import RecordError
 NAME = "metrics.jsonl"
 UNIT = ["group", "arch", "impl", "dtype", "seqlen", "seed", "weights", "part"]
 STATUSES = ("ok", "error", "unavailable")
-ARCHITECTURES = ("llama", "mamba")
 WEIGHTS = ("initial", "checkpoint", "trained")  # the order of every table
 GOLD = "reference"  # the model in float64, no implementation that is compared with others
 BLOCKS = "blocks"  # the layer of a mean over the blocks

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from analysis.metric_load import ARCHITECTURES
+from analysis.load import PAIR
 
 COLOURS = {"llama": "#E08214", "mamba": "#3E7DB5"}  # as the ratio matrix of the sweep has them
 GREY = "#777777"
@@ -118,10 +118,8 @@ def grid(n, height=2.3):
 
 def head(figure, axes, panels, text, uniform=False):
     """The setting above the panels, and one legend for all of them."""
-    drawn = {arch for _, sides in panels for arch in sides} or set(ARCHITECTURES)
-    handles = [
-        Line2D([], [], color=COLOURS[a], label=a, linewidth=2) for a in ARCHITECTURES if a in drawn
-    ]
+    drawn = {arch for _, sides in panels for arch in sides} or set(PAIR)
+    handles = [Line2D([], [], color=COLOURS[a], label=a, linewidth=2) for a in PAIR if a in drawn]
     if uniform:
         handles.append(Line2D([], [], color=GREY, linestyle=(0, (4, 3)), label="even weights"))
     figure.suptitle(text, fontsize=8, color="#555555", x=0.01, ha="left")
@@ -153,7 +151,7 @@ def _sides(table, panel):
     _, metric, *instruments = panel
     table = table[(table.metric == metric) & (table.layer_index >= 0)]
     found = {}
-    for arch, instrument in zip(ARCHITECTURES, instruments, strict=True):
+    for arch, instrument in zip(PAIR, instruments, strict=True):
         rows = table[(table.arch == arch) & (table.instrument == instrument)]
         if "value" in rows:
             rows = rows[rows.value.notna()]

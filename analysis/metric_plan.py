@@ -7,6 +7,7 @@ one implementation, the fastest that runs.
 
 from dataclasses import asdict, dataclass, replace
 
+from analysis.load import PAIR
 from bench.availability import fate
 from bench.plan import Cell
 from kernels.implementations import why_unavailable
@@ -14,6 +15,8 @@ from kernels.implementations import why_unavailable
 GROUPS = ("hidden", "state", "attention", "context", "shifts", "similarity")
 OF_STREAM = ("forward", "context", "similarity")  # kinds of jobs that read the run's tokens
 OF_FORWARD = ("hidden", "state", "attention")  # one forward gives all three
+EVERYWHERE = ("hidden",)  # what every architecture has; the rest compares Mamba and LLaMA
+OF_THE_PAIR = "defined for Mamba and LLaMA"
 FASTEST = {"cuda": ("triton", "cuda", "torch", "hf"), "cpu": ("cpu", "torch", "hf")}
 QUADRATIC = 64  # tokens above which transformers' sequential scan is not differentiated
 NO_SESSIONS = "no session has labels of phases or shifts, and without them nothing can be detected"
@@ -108,6 +111,9 @@ def jobs(plan, extent, groups):
         make = lambda kind, impl, seqlen, groups, seed=seed, reason="", dtype=dtype, arch=arch, w=weights: Job(
             kind, arch, impl, dtype, seqlen, seed, w, tuple(groups), reason=reason
         )  # fmt: skip
+        if arch not in PAIR:
+            found += _further(make, arch, best, options, extent, groups)
+            continue
         of_forward = [g for g in OF_FORWARD if g in groups and (g, arch) != ("state", "llama")]
         for impl in ("reference", *dict.fromkeys([*options["impl"], "hf", best])):
             kind = "fp64" if impl == "reference" else dtype
@@ -129,6 +135,23 @@ def jobs(plan, extent, groups):
     if "shifts" in groups:
         found += _shift_jobs(plan, extent, readers)
     return [job for job in found if job.groups]
+
+
+def _further(make, arch, best, options, extent, groups):
+    """The jobs of an architecture that is not of the pair: its hidden states, and a reason for the other groups."""
+    wanted = [group for group in groups if group in EVERYWHERE]
+    dtype = options["dtype"][0]
+    for impl in ("reference", *dict.fromkeys([*options["impl"], "hf", best])):
+        kind = "fp64" if impl == "reference" else dtype
+        why = _why_not(arch, impl, dtype, options["device"])
+        yield make("forward", impl, extent.seqlen, wanted, reason=why, dtype=kind)
+    if arch not in options["checkpoint"]:
+        for seed in range(options["seed"] + 1, options["seed"] + extent.seeds):
+            yield make("forward", best, extent.seqlen, wanted, seed=seed)
+    if extent.long:
+        yield make("forward", best, extent.long, wanted)
+    others = [group for group in groups if group not in EVERYWHERE]
+    yield make("forward", best, extent.seqlen, others, reason=OF_THE_PAIR)
 
 
 def _shift_jobs(plan, extent, readers):
@@ -154,7 +177,8 @@ def _shift_jobs(plan, extent, readers):
 def _comparisons(options, extent):
     """Similarity of layers: between architectures, layers, implementations, initialisations and dtypes."""
     device, seed, dtype = options["device"], options["seed"], options["dtype"][0]
-    mine = {arch: (arch, fastest(arch, device), dtype, seed) for arch in options["arch"]}
+    archs = [arch for arch in options["arch"] if arch in PAIR]
+    mine = {arch: (arch, fastest(arch, device), dtype, seed) for arch in archs}
     pairs = {}
     if len(mine) == 2:
         pairs["llama against mamba"] = mine["llama"], mine["mamba"]

@@ -7,6 +7,7 @@ import pandas as pd
 from rich.text import Text
 
 from analysis.attribution import BASELINES
+from analysis.load import PAIR, further
 from analysis.metric_load import BLOCKS, WEIGHTS, length, measured, of_model, settings
 from analysis.metric_pages import (
     AGAINST,
@@ -28,7 +29,7 @@ from analysis.metric_pages import (
 )
 from analysis.paper_metrics import UNIFORM, uniform_entropy
 from analysis.render import rich_table, write_tables
-from analysis.wording import number
+from analysis.wording import listed, number
 
 SCORES = (
     "arch",
@@ -193,7 +194,7 @@ def sentences(found):
     if not found.records:
         return [NOTHING]
     return [
-        *_verdicts(found), *_attention(found), *_reach(found), *_scored(found), *_agreement(found),
+        *_verdicts(found), *_beyond(found), *_attention(found), *_reach(found), *_scored(found), *_agreement(found),
         *parity_sentences(found), *_alike(found), *_missing(found),
     ]  # fmt: skip
 
@@ -209,8 +210,9 @@ def _verdicts(found):
         ]
         both = here[here.llama.notna() & here.mamba.notna()]
         if both.empty:
-            archs = [arch for arch in ("llama", "mamba") if here[arch].notna().any()]
-            yield f"{setting}: only {' and '.join(archs)} was measured, so nothing is compared."
+            archs = [arch for arch in PAIR if here[arch].notna().any()]
+            of = " of llama and mamba" * bool(_others(found))
+            yield f"{setting}: only {' and '.join(archs)}{of} was measured, so nothing is compared."
             continue
         if both.seeds.max() < 2:
             yield f"One initialisation at {setting} gives no interval, and so no verdict."
@@ -225,6 +227,20 @@ def _verdicts(found):
         if len(apart):
             clauses = [f"{r.metric} ({r.instrument}) {against(r)}" for _, r in apart.iterrows()]
             yield f"Mamba / LLaMA, by architecture: {'; '.join(clauses)}."
+
+
+def _others(found):
+    """The measured architectures that are not of the pair."""
+    return further(set(found.values.arch) - {"both"})
+
+
+def _beyond(found):
+    if others := _others(found):
+        groups = found.values[found.values.arch.isin(others)].group.unique()
+        yield (
+            f"Of {listed(others)} there are metrics too ({', '.join(groups)}); they are not part of the "
+            "comparison of the two."
+        )
 
 
 def _attention(found):

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from analysis import metric_load
@@ -29,8 +30,12 @@ from analysis.shift_sessions import how_many
 from bench.cli import Parser, at_least, some
 from bench.plan import PlanError, read_plan
 from bench.planning import read_tokens
-from bench.records import Appender, RecordError
+from bench.records import Appender, RecordError, one_line
 from models.checkpoint_tokenizer import tokenizer_of
+
+NEEDS = (  # options of the run
+    "device", "threads", "seed", "dtype", "arch", "impl", "sessions", "kind", "tokenizer", "checkpoint",
+)  # fmt: skip
 
 
 def main(argv=None):
@@ -108,16 +113,13 @@ def compute(run, extent="small", groups=GROUPS, changes=None, retry=False):
         PlanError, RecordError, ValueError: the run cannot be read, or the extent not be had, in one line.
     """
     run = Path(run)
-    plan = read_plan(run / "plan.json")
-    extent = replace(EXTENTS[extent][plan.options["device"]], **(changes or {}))
-    if plan.options["threads"]:
-        torch.set_num_threads(plan.options["threads"])
-    if "shifts" in groups and (there := how_many(plan.options)) is not None:
-        extent = replace(extent, sessions=min(extent.sessions, there))
-    planned = jobs(plan, extent, groups)
-    ids = tokens(
-        run, plan, max((job.seqlen for job in planned if job.kind in OF_STREAM), default=2)
-    )
+    plan = read_plan(run / "plan.json", needs=NEEDS)
+    try:
+        extent, planned, ids = _planned(run, plan, extent, groups, changes)
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise PlanError(
+            f"{run / 'plan.json'}: not what bench.sweep plans: {one_line(error)}"
+        ) from None
     with JobProgress(Console(stderr=True), len(planned)) as progress:
         made = metric_load.read(run / metric_load.NAME)
         lab = Metrics(plan, extent, ids, made, progress.step)
@@ -140,14 +142,36 @@ def compute(run, extent="small", groups=GROUPS, changes=None, retry=False):
     return failed
 
 
+def _planned(run, plan, extent, groups, changes):
+    """(Extent, jobs, tokens) of a plan."""
+    extent = replace(EXTENTS[extent][plan.options["device"]], **(changes or {}))
+    if plan.options["threads"]:
+        torch.set_num_threads(plan.options["threads"])
+    if "shifts" in groups and (there := how_many(plan.options)) is not None:
+        extent = replace(extent, sessions=min(extent.sessions, there))
+    planned = jobs(plan, extent, groups)
+    lengths = (job.seqlen for job in planned if job.kind in OF_STREAM)
+    return extent, planned, tokens(run, plan, max(lengths, default=2))
+
+
 def tokens(run, plan, length):
     """(1, length) int64: the run's tokens, read on from the same sessions where the run was shorter.
 
     Raises:
-        PlanError: the sessions end before, or are not those of the run any more.
+        PlanError: the run kept no tokens; the sessions end before, or are not those of the run any more.
     """
-    ids = load_file(run / "references" / "tokens.safetensors")["ids"][:1]
+    file = run / "references" / "tokens.safetensors"
+    try:
+        ids = load_file(file)["ids"][:1]
+    except (OSError, SafetensorError, KeyError, IndexError) as error:
+        raise PlanError(
+            f"{file}: not the tokens of a run: {one_line(error)}; start a new run"
+        ) from None
     padded = max(plan.tokens["padded"].values(), default=0)
+    if not 0 <= padded < ids.shape[1]:
+        raise PlanError(
+            f"{run / 'plan.json'}: pads {padded} of {ids.shape[1]} tokens; start a new run"
+        )
     ids = ids[:, : ids.shape[1] - padded]
     if ids.shape[1] >= length:
         return ids[:, :length]

@@ -8,10 +8,10 @@ import math
 import numpy as np
 import pandas as pd
 
-from analysis.load import Setting, of
+from analysis.load import PAIR, Setting, of, versus
 from analysis.ratios import best
 from analysis.scaling import means, r_squared
-from analysis.wording import between, crossing
+from analysis.wording import between, crossing, pairing
 
 LENGTH = 4096  # of the paper's two ratios
 TIME_RATIO, MEMORY_RATIO = 10.67, 12.46  # Transformer / Mamba
@@ -87,7 +87,7 @@ class _Here:
         nearest = (np.log(chosen.seqlen.astype(float)) - math.log(LENGTH)).abs().idxmin()
         row = chosen.loc[nearest]
         tops = rows[rows.best & (rows.seqlen == row.seqlen)]
-        best_text = f"{between(tops.iloc[0])} ({_pair(tops.iloc[0])})" if len(tops) else ""
+        best_text = f"{between(tops.iloc[0])} ({pairing(tops.iloc[0])})" if len(tops) else ""
         measured = between(row)
         if row.seqlen != LENGTH:
             measured += f" at {row.seqlen:,}"
@@ -210,7 +210,7 @@ class _Here:
         )
 
     def _matrix(self, measure):
-        return of(self.results.matrix[measure], self.setting)
+        return versus(of(self.results.matrix[measure], self.setting), "mamba")
 
     def _cells(self, arch, impl):
         cells = of(self.results.cells, self.setting)
@@ -274,6 +274,7 @@ class _Here:
 
 def _parameters(results):
     counts = results.run.plan.get("architectures") or {}
+    counts = {arch: counts[arch] for arch in PAIR if arch in counts}
     claim, paper = "parameters of each model", f"{PARAMETERS / 1e6:.0f}M"
     if not counts:
         return _row(claim, paper, "not recorded", reason="plan.json has no parameter counts")
@@ -305,10 +306,6 @@ def nearest_setting(results, mode="prefill"):
     wanted = Setting(PRESET, BATCH, DTYPE, mode, "eager")
     score = lambda s: (sum(a == b for a, b in zip(s, wanted, strict=True)), str(s))
     return max(settings, key=score, default=None)
-
-
-def _pair(row):
-    return f"llama {row.llama_impl} / mamba {row.mamba_impl}"
 
 
 def _row(

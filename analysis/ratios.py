@@ -2,13 +2,14 @@
 implementation does to it.
 
 Above 1 Mamba is better (less time, less memory). Three places of the matrix have names: the diagonal (both under
-the same implementation), best against best, and the paper's pairing.
+the same implementation), best against best, and the paper's pairing. Further architectures stand on Mamba's side by
+their name (`mamba2 cpu`), in none of these places; `against` says what theirs would be.
 """
 
 import numpy as np
 import pandas as pd
 
-from analysis.load import Setting, pairs
+from analysis.load import PAIR, Setting, named, pairs, side, versus
 from bench.verdict import COUNTS, exact, ratio_interval, verdict
 
 PAPER_LLAMA = "hf"  # eager attention
@@ -26,12 +27,14 @@ def ratio_matrix(curves, measure):
     """One row per setting, seqlen and pair of implementations.
 
     Columns: setting, seqlen, measure, llama_impl, mamba_impl, ratio (llama / mamba), low, high (95 %), rounds,
-    winner ("mamba", "llama", "equivalent" or "undecided"), diagonal, best, paper (flags), reason.
-    inf: llama alone ran out of memory; 0: mamba alone did; nan: see reason.
+    winner ("mamba", or the further architecture that stands there, "llama", "equivalent" or "undecided"), diagonal,
+    best, paper (flags of the pair), reason.
+    inf: llama alone ran out of memory; 0: the other side alone did; nan: see reason.
     """
     rows = []
     for setting, llama, mamba in pairs(curves):
-        a, b = curves[setting, "llama", llama], curves[setting, "mamba", mamba]
+        a, b = side(curves, setting, "llama", llama), side(curves, setting, "mamba", mamba)
+        winners = WINNER | {"slower": named(mamba)[0]}
         for seqlen in sorted(set(a) & set(b)):
             found = ratio_interval(a[seqlen].to_dict(), b[seqlen].to_dict())
             if measure in COUNTS:
@@ -41,7 +44,7 @@ def ratio_matrix(curves, measure):
                     **setting._asdict(), "seqlen": seqlen, "measure": measure,
                     "llama_impl": llama, "mamba_impl": mamba,
                     "ratio": found.ratio, "low": found.low, "high": found.high, "rounds": found.n,
-                    "winner": WINNER[verdict(found)], "diagonal": llama == mamba, "best": False,
+                    "winner": winners[verdict(found)], "diagonal": llama == mamba, "best": False,
                     "paper": False, "reason": found.reason,
                 }
             )  # fmt: skip
@@ -57,20 +60,35 @@ def ratio_matrix(curves, measure):
     ]
     columns += ["rounds", "winner", "diagonal", "best", "paper", "reason"]
     matrix = pd.DataFrame(rows, columns=columns)
-    _mark_best(matrix, curves)
+    matrix["best"] = _is_best(matrix, curves) & matrix.index.isin(versus(matrix, "mamba").index)
     _mark_paper(matrix)
     return matrix.sort_values([*Setting._fields, "seqlen"], kind="stable", ignore_index=True)
 
 
+def against(table, curves, arch):
+    """The rows of a table of pairs in which `arch` stands beside llama, its own `diagonal` and `best` marked.
+
+    Args:
+        table: what `ratio_matrix` or `analysis.identity.identity_table` gives.
+        curves: those that its ratios are of.
+    """
+    rows = versus(table, arch)
+    if arch in PAIR:
+        return rows
+    same = rows.llama_impl == [named(label)[1] for label in rows.mamba_impl]
+    return rows.assign(diagonal=same, best=_is_best(rows, curves))
+
+
 def spread(matrix):
-    """How far the implementation moves the answer: one row per setting and seqlen.
+    """How far the implementation moves the answer about the pair: one row per setting and seqlen.
 
     Columns: setting, seqlen, measure, pairs (with a finite ratio), lowest, highest, factor (highest / lowest),
     diagonal_lowest, diagonal_highest (the same implementation on both sides), flips (the lowest and the highest
     ratio have different winners), out_of_memory (pairs whose ratio is 0 or infinite).
     """
     rows = []
-    for key, group in matrix.groupby([*Setting._fields, "seqlen", "measure"], sort=False):
+    pair = versus(matrix, "mamba")
+    for key, group in pair.groupby([*Setting._fields, "seqlen", "measure"], sort=False):
         finite = group[np.isfinite(group.ratio) & (group.ratio > 0)]
         diagonal = finite[finite.diagonal].ratio
         low, high = finite.ratio.min(), finite.ratio.max()
@@ -113,16 +131,14 @@ def paper_pairing(impls):
     return (PAPER_LLAMA, mamba) if mamba else None
 
 
-def _mark_best(matrix, curves):
+def _is_best(matrix, curves):
     tops = fastest(curves)
     chosen = []
     for row in matrix.to_dict("records"):
         setting = Setting(*(row[name] for name in Setting._fields))
-        pair = {"llama": row["llama_impl"], "mamba": row["mamba_impl"]}
-        chosen.append(
-            all(tops.get((setting, a, row["seqlen"])) == impl for a, impl in pair.items())
-        )
-    matrix["best"] = np.array(chosen, dtype=bool)
+        sides = ("llama", row["llama_impl"]), named(row["mamba_impl"])
+        chosen.append(all(tops.get((setting, a, row["seqlen"])) == impl for a, impl in sides))
+    return np.array(chosen, dtype=bool)
 
 
 def _mark_paper(matrix):

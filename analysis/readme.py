@@ -18,12 +18,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.headline import NAMES, central, headline
+from analysis.headline import central, headline
 from analysis.load import MODES, Setting, impl_order, of
 from analysis.paper import LENGTH, MEMORY_RATIO, TIME_RATIO
 from analysis.render import markdown
 from analysis.summary import Results
-from analysis.wording import between, number
+from analysis.wording import TITLES, between, number
+from bench.blocks import apart
 from bench.cli import Parser
 from bench.records import RecordError, read_run
 
@@ -54,11 +55,11 @@ def main(argv=None):
         name = os.path.relpath(record, args.readme.parent)
         if args.check:
             return _compare(
-                args.readme, old, block(Results(read_run(args.run or record)), record, name)
+                args.readme, old, block(Results(apart(read_run(args.run or record))), record, name)
             )
         if args.run is None:
             raise ReadmeError("RUN: which one? --check alone reads the record that the file names")
-        results = Results(read_run(args.run))
+        results = Results(apart(read_run(args.run)))
         if args.screenshot:
             screenshot(args.run / REPORT, args.run / SHOT)
         copied = keep(args.run, record, wanted(text, name))
@@ -184,7 +185,7 @@ def _table(results, setting, seqlen):
             + ", the paper's kind of pairing" * r.paper + ", best against best" * r.best,
             "time": between(r),
             "memory beyond the weights": memory.get((r.llama_impl, r.mamba_impl), "-"),
-            "who is faster": NAMES.get(r.winner, r.winner),
+            "who is faster": TITLES.get(r.winner, r.winner),
         }
         for r in rows.itertuples()
     ]  # fmt: skip
@@ -200,9 +201,9 @@ def _spread(results, setting, seqlen):
         f"{number(row.highest)}, a factor of {number(row.factor)}{', and decides who wins' if row.flips else ''}"
     )
     for best in matrix[matrix.best].itertuples():
-        if best.winner in NAMES:
+        if best.winner in TITLES:
             times = best.ratio if best.winner == "mamba" else 1 / best.ratio
-            text += f": at the best of both {NAMES[best.winner]} is {number(times)} times faster"
+            text += f": at the best of both {TITLES[best.winner]} is {number(times)} times faster"
         else:
             text += f": at the best of both the two are {best.winner}"
     return text + "."

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.effects import GROUP
-from analysis.load import logits_of
+from analysis.load import PAIR, logits_of
 from analysis.ratios import paper_pairing
 from bench.compare import machine_differences
 from bench.verdict import t_interval
@@ -60,7 +60,8 @@ def shapley_table(results, other=None):
         other: Results of a run that differs in its logits (`other_logits` says so), or None.
     """
     rows = []
-    for group, cells in results.cells.groupby(GROUP, sort=False):
+    pair = results.cells[results.cells.arch.isin(PAIR)]
+    for group, cells in pair.groupby(GROUP, sort=False):
         sides = [results, other] if other is not None and group[-1] == PREFILL else [results]
         curves = [(logits_of(side.run), _of(side.curves["time"], group)) for side in sides]
         for seqlen in sorted(cells.seqlen.unique()):
@@ -92,9 +93,9 @@ def other_logits(a, b):
 
 
 def _of(curves, group):
-    """The curves of a preset, batch and mode."""
+    """The curves of the pair in a preset, batch and mode."""
     key = lambda setting: (setting.preset, setting.batch, setting.mode)
-    return {name: curve for name, curve in curves.items() if key(name[0]) == group}
+    return {n: curve for n, curve in curves.items() if key(n[0]) == group and n[1] in PAIR}
 
 
 def shapley(values, count):
@@ -131,7 +132,7 @@ def _walk(times):
     paper = [LAUNCH, DTYPE, logits]
     impls = {
         arch: {impl for a, impl, *setting in times if (a, setting) == (arch, paper)}
-        for arch in ("llama", "mamba")
+        for arch in PAIR
     }
     pairing = paper_pairing(impls)
     if pairing is None:

@@ -14,12 +14,13 @@ from analysis.crossover import crossover_table
 from analysis.effects import effects_table
 from analysis.headline import headline
 from analysis.identity import floors_table, identity_table
-from analysis.load import MEASURES, of
+from analysis.load import MEASURES, alternatives, named, of
 from analysis.paper import beside
-from analysis.ratios import ratio_matrix, spread
+from analysis.ratios import against, ratio_matrix, spread
 from analysis.scaling import fits_table, slopes_table
 from analysis.shapley import shapley_table
-from analysis.wording import between, number
+from analysis.wording import between, listed, number, pairing
+from bench.blocks import apart
 from bench.cli import Parser
 from bench.records import RecordError, Run, read_run
 
@@ -93,7 +94,7 @@ def write(run_dir):
         RecordError: the directory is no run, in one line.
     """
     run_dir = Path(run_dir)
-    results = Results(read_run(run_dir))
+    results = Results(apart(read_run(run_dir)))
     written = tables.write(results, run_dir / "tables")
     drawn = figures.write(results, run_dir / "figures")
     shown = tables.terminal(results)
@@ -125,41 +126,47 @@ def sentences(results):
 
 
 def _winner(results, setting, measure):
-    """Who wins at the longest length that has a ratio."""
-    here = of(results.matrix[measure], setting)
-    here = here[here.ratio.notna()]
-    if here.empty:
-        if (
-            measure == "time"
-            and len({key[1] for key in results.curves["time"] if key[0] == setting}) == 1
-        ):
+    """Who wins at the longest length that has a ratio, LLaMA or each of the others."""
+    matrix = of(results.matrix[measure], setting)
+    if measure == "time" and matrix.ratio.isna().all():
+        archs = {key[1] for key in results.curves["time"] if key[0] == setting}
+        if len(archs) == 1:
             yield f"{setting}: only one architecture was measured, so nothing is compared."
-        return
-    here = here[here.seqlen == here.seqlen.max()]
+    for arch in alternatives(matrix):
+        here = against(matrix, results.curves[measure], arch)
+        here = here[here.ratio.notna()]
+        if len(here):
+            yield _won(here[here.seqlen == here.seqlen.max()], arch, setting, measure)
+
+
+def _won(here, arch, setting, measure):
+    """The sentence about the rows of one length."""
     clauses = [
         f"both under {r.llama_impl} {_clause(r, measure)}"
         for _, r in here[here.diagonal].iterrows()
     ]
     for _, r in here[here.best & ~here.diagonal].iterrows():
-        clauses.append(
-            f"best against best (llama {r.llama_impl}, mamba {r.mamba_impl}) {_clause(r, measure)}"
-        )
+        clauses.append(f"best against best ({_sides(r)}) {_clause(r, measure)}")
     for _, r in here[here.best & here.diagonal].iterrows():
         clauses.append(f"best against best is {r.llama_impl} on both sides")
     if not clauses:
-        clauses = [
-            f"llama {r.llama_impl}, mamba {r.mamba_impl} {_clause(r, measure)}"
-            for _, r in here.iterrows()
-        ]
-    yield f"{tables.NAMES[measure].capitalize()} at {here.seqlen.max():,} tokens ({setting}): {'; '.join(clauses)}."
+        clauses = [f"{_sides(r)} {_clause(r, measure)}" for _, r in here.iterrows()]
+    beside = "" if arch == "mamba" else f" of llama and {arch}"
+    what = f"{tables.NAMES[measure].capitalize()}{beside} at {here.seqlen.max():,} tokens"
+    return f"{what} ({setting}): {'; '.join(clauses)}."
+
+
+def _sides(row):
+    return pairing(row).replace(" /", ",")
 
 
 def _clause(row, measure):
     if row.ratio in (0, math.inf):
         return f"{row.winner} wins, because {between(row).replace(' out', ' ran out')}"
     less = "is faster" if measure == "time" else "needs less"
-    says = {"mamba": f"mamba {less}", "llama": f"llama {less}"}.get(row.winner, row.winner)
-    return f"{says}, llama/mamba = {between(row)}"
+    arch, _ = named(row.mamba_impl)
+    says = f"{row.winner} {less}" if row.winner in ("llama", arch) else row.winner
+    return f"{says}, llama/{arch} = {between(row)}"
 
 
 def _effect(results, setting, measure):
@@ -180,27 +187,32 @@ def _effect(results, setting, measure):
 
 
 def _caches(results):
-    """What the two architectures keep of a context, where both were decoded."""
+    """What LLaMA and each of the others keep of a context, where both were decoded."""
     cells = results.cells[results.cells.cache_bytes.notna()]
     for key, group in cells.groupby(list(load.Setting._fields), sort=False):
         held = group.pivot_table(
             index="seqlen", columns="arch", values="cache_bytes", aggfunc="min"
         )
-        if not {"llama", "mamba"} <= set(held):
-            continue
-        held = held.dropna()
-        llama, mamba = held.llama, held.mamba
-        text = (
-            f"Cache of {held.index[-1]:,} tokens ({load.Setting(*key)}): llama {_mib(llama.iloc[-1])}, "
-            f"mamba {_mib(mamba.iloc[-1])}, llama/mamba = {number(llama.iloc[-1] / mamba.iloc[-1])}"
+        others = sorted(set(held) - {"llama"}, key=load.arch_order) if "llama" in held else []
+        for arch in others:
+            both = held[["llama", arch]].dropna()
+            if len(both):
+                yield _kept(both.llama, both[arch], arch, load.Setting(*key))
+
+
+def _kept(llama, other, arch, setting):
+    """Of caches of llama and of another architecture over the same lengths."""
+    text = (
+        f"Cache of {llama.index[-1]:,} tokens ({setting}): llama {_mib(llama.iloc[-1])}, "
+        f"{arch} {_mib(other.iloc[-1])}, llama/{arch} = {number(llama.iloc[-1] / other.iloc[-1])}"
+    )
+    per_token = llama / llama.index
+    if len(llama) > 1 and other.nunique() == 1 and per_token.nunique() == 1:
+        text += (
+            f"; {arch}'s is the same at every length, llama's takes {per_token.iloc[0]:,.0f} bytes a token: "
+            f"equal at {other.iloc[0] / per_token.iloc[0]:,.0f} tokens"
         )
-        per_token = llama / held.index
-        if len(held) > 1 and mamba.nunique() == 1 and per_token.nunique() == 1:
-            text += (
-                f"; mamba's is the same at every length, llama's takes {per_token.iloc[0]:,.0f} bytes a token: "
-                f"equal at {mamba.iloc[0] / per_token.iloc[0]:,.0f} tokens"
-            )
-        yield text + "."
+    return text + "."
 
 
 def _mib(size):
@@ -222,7 +234,7 @@ def _parity(results):
 def _absent(results):
     gone = results.cells[results.cells.status == "unavailable"]
     for (impl, reason), group in gone.groupby(["impl", "reason"], sort=False):
-        archs = " and ".join(sorted(group.arch.unique()))
+        archs = listed(sorted(group.arch.unique(), key=load.arch_order))
         where = _modes(results, group)
         yield f"{impl} is unavailable for {archs}{where}: {reason or 'no reason recorded'}."
 

@@ -6,15 +6,21 @@ from collections import Counter
 import pandas as pd
 
 from analysis import effects_tables
-from analysis.load import MODES, Setting, impl_order
+from analysis.load import MODES, Setting, alternatives, impl_order, named, versus
+from analysis.ratios import against
 from analysis.render import rich_table, write_tables
-from analysis.wording import between, brief, crossing, interval, number
+from analysis.wording import LETTERS, TITLES, between, brief, crossing, interval, number
 
 MIB = 1 << 20
-LEGEND = "M: Mamba wins, L: LLaMA wins, =: within 2 %, ?: undecided; ± is the 95 % interval"
-CACHES = {"llama": "keys and values", "mamba": "states"}
+LEGEND = "{}: {} wins, L: LLaMA wins, =: within 2 %, ?: undecided; ± is the 95 % interval"
+CACHES = {
+    "llama": "keys and values",
+    "mamba": "states",
+    "mamba2": "states",
+    "hybrid": "states, keys and values",
+}
 TIMED = {"decode": "Time of a token", "train": "Time of a step"}
-ACROSS = "Crossovers, in tokens: Mamba is better above; `none: X` where X is better throughout"
+ACROSS = "Crossovers, in tokens: {} is better above; `none: X` where X is better throughout"
 NAMES = {
     "time": "time",
     "memory": "memory beyond the weights",
@@ -150,19 +156,18 @@ def caches(table):
     found = []
     for key, group in table.groupby(list(Setting._fields), sort=False):
         held = group.pivot(index="seqlen", columns=["arch", "impl"], values="cache_bytes")
-        columns = {}
+        columns, whole = {}, {}
         for arch in dict.fromkeys(group.arch):
-            agreed = held[arch].max(axis=1)
-            if (held[arch].min(axis=1) == agreed).all():
-                columns[f"{arch}, {CACHES[arch]}"] = agreed
+            least, agreed = held[arch].min(axis=1), held[arch].max(axis=1)
+            kept = CACHES.get(arch, "cache")
+            if agreed.dropna().equals(least.dropna()):
+                columns[f"{arch}, {kept}"] = whole[arch] = agreed
             else:
-                columns |= {
-                    f"{arch} {impl}, {CACHES[arch]}": held[arch][impl] for impl in held[arch]
-                }
+                columns |= {f"{arch} {impl}, {kept}": held[arch][impl] for impl in held[arch]}
         shown = pd.DataFrame({name: (values / MIB).map(number) for name, values in columns.items()})
-        if len(columns) == 2 and group.arch.nunique() == 2:
-            ratio = columns[f"llama, {CACHES['llama']}"] / columns[f"mamba, {CACHES['mamba']}"]
-            shown["llama / mamba"] = ratio.map(number)
+        if "llama" in whole:
+            for arch in [a for a in whole if a != "llama"]:
+                shown[f"llama / {arch}"] = (whole["llama"] / whole[arch]).map(number)
         shown.insert(0, _length(Setting(*key)), [f"{n:,}" for n in shown.index])
         title = f"Cache that a token finds, MiB: {Setting(*key)}"
         found.append((title, shown.reset_index(drop=True)))
@@ -170,54 +175,76 @@ def caches(table):
 
 
 def winners(results, measure):
-    """[(title, table)]: llama / mamba by length, the same implementation on both sides, and best against best."""
+    """[(title, table)]: llama / mamba by length, the same implementation on both sides, and best against best.
+
+    Further architectures have tables of their own.
+    """
     found = []
-    for setting, group in results.matrix[measure].groupby(list(Setting._fields), sort=False):
+    for setting, arch, group in _by_alternative(results.matrix[measure]):
         rows = []
-        for seqlen, here in group.groupby("seqlen"):
-            row = {_length(Setting(*setting)): f"{seqlen:,}"}
+        for seqlen, here in against(group, results.curves[measure], arch).groupby("seqlen"):
+            row = {_length(setting): f"{seqlen:,}"}
             same = here[here.diagonal]
             for impl in sorted(same.llama_impl, key=impl_order):
                 row[f"both {impl}"] = brief(same[same.llama_impl == impl].iloc[0])
             for _, top in here[here.best].iterrows():
-                row["best against best"] = f"{brief(top)} {top.llama_impl}/{top.mamba_impl}"
+                impls = f"{top.llama_impl}/{named(top.mamba_impl)[1]}"
+                row["best against best"] = f"{brief(top)} {impls}"
             for _, theirs in here[here.paper].iterrows():
                 row[f"paper: {theirs.llama_impl}/{theirs.mamba_impl}"] = brief(theirs)
             rows.append(row)
-        title = f"{NAMES[measure].capitalize()} of llama / mamba, {Setting(*setting)}\n{LEGEND}"
+        legend = LEGEND.format(LETTERS.get(arch, arch), TITLES[arch])
+        title = f"{NAMES[measure].capitalize()} of llama / {arch}, {setting}\n{legend}"
         found.append((title, pd.DataFrame(rows).fillna("-")))
     return found
 
 
 def matrices(matrix, measure):
-    """[(title, table)]: one ratio matrix per setting and length, llama's implementations down, mamba's across."""
+    """[(title, table)]: one ratio matrix per setting, length and architecture beside llama, whose implementations go
+    down, the other's across."""
     found = []
-    for (*setting, seqlen), group in matrix.groupby([*Setting._fields, "seqlen"], sort=False):
-        rows = [
-            {"llama \\ mamba": llama, **{r.mamba_impl: _won(r) for _, r in row.iterrows()}}
-            for llama, row in group.groupby("llama_impl", sort=False)
-        ]
-        title = f"{NAMES[measure]} of llama / mamba at {seqlen:,} tokens, {Setting(*setting)}"
-        found.append((title[0].upper() + title[1:], pd.DataFrame(rows)))
+    for setting, arch, group in _by_alternative(matrix):
+        for seqlen, here in group.groupby("seqlen", sort=False):
+            rows = [
+                {f"llama \\ {arch}": llama}
+                | {named(r.mamba_impl)[1]: _won(r) for _, r in row.iterrows()}
+                for llama, row in here.groupby("llama_impl", sort=False)
+            ]
+            title = f"{NAMES[measure]} of llama / {arch} at {seqlen:,} tokens, {setting}"
+            found.append((title[0].upper() + title[1:], pd.DataFrame(rows)))
     return found
 
 
+def _by_alternative(matrix):
+    """(setting, architecture, rows) of a table of pairs, the further architectures after Mamba."""
+    for key, group in matrix.groupby(list(Setting._fields), sort=False):
+        for arch in alternatives(group):
+            yield Setting(*key), arch, versus(group, arch)
+
+
 def across(results):
-    """[(title, table of `crossovers`)], one for each mode."""
+    """[(title, table of `crossovers`)], one for each mode and architecture beside llama."""
     everything = _joined({m: results.crossovers[m] for m in ("time", "memory")})
     modes = list(dict.fromkeys(everything["mode"])) or ["prefill"]
     suffix = lambda mode: f"\n{MODES.get(mode, mode)}" if modes != ["prefill"] else ""
-    return [(ACROSS + suffix(m), crossovers(everything[everything["mode"] == m])) for m in modes]
+    found = []
+    for mode in modes:
+        here = everything[everything["mode"] == mode]
+        for arch in alternatives(here) or ["mamba"]:
+            title = ACROSS.format(TITLES[arch]) + suffix(mode)
+            found.append((title, crossovers(versus(here, arch))))
+    return found
 
 
 def crossovers(everything):
     """One row per pair of implementations, a column per measure and method."""
     rows = {}
     for _, row in everything.iterrows():
+        arch, impl = named(row.mamba_impl)
         key = (row.llama_impl, row.mamba_impl, *(row[name] for name in Setting._fields))
         shown = rows.setdefault(
             key,
-            {"llama": row.llama_impl, "mamba": row.mamba_impl, **_settings_shown(everything, row)},
+            {"llama": row.llama_impl, arch: impl, **_settings_shown(everything, row)},
         )
         column = f"{row.measure}, {row.method}"
         shown[column] = "; ".join(t for t in (shown.get(column), crossing(row)) if t)

@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bench.blocks import apart
 from bench.cli import Parser
 from bench.plan import Cell
-from bench.blocks import apart
 from bench.records import RecordError, read_run
 from bench.verdict import COUNTS, Interval, exact, statistic, unpaired, verdict
 

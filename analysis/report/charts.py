@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.effects import GROUP
-from analysis.load import Setting, impl_order, of
+from analysis.load import Setting, alternatives, impl_order, named, of
+from analysis.ratios import against
 from analysis.report import vega
-from analysis.wording import between, interval, number
+from analysis.wording import TITLES, between, interval, number, pairing
 from bench.figure_style import COLOURS
 from bench.verdict import t_interval
 
@@ -47,14 +48,16 @@ def curves(results, setting, measure):
     tips = [("series", "series"), ("tokens", "tokens"), ("shown", unit)]
     if measure == "time":
         data += _floors(results, setting)
+    archs = {row["arch"] for row in data}
+    dashes, shapes = (vega.by_arch(channel, archs) for channel in ("strokeDash", "shape"))
     layers = [
-        vega.layer("line", "!datum.floor", strokeWidth=2, enc={"strokeDash": vega.by_arch("strokeDash")}),
-        vega.layer("point", "!datum.floor && datum.value", filled=True, size=55, enc={"shape": vega.by_arch("shape")}),
+        vega.layer("line", "!datum.floor", strokeWidth=2, enc={"strokeDash": dashes}),
+        vega.layer("point", "!datum.floor && datum.value", filled=True, size=55, enc={"shape": shapes}),
     ]  # fmt: skip
     if any(row.get("low") and row["high"] < vega.WIDEST * row["low"] for row in data):
         layers.insert(0, vega.band("!datum.floor && datum.low"))
     if any(row.get("floor") for row in data):
-        grey = {"color": {"value": "#888888"}, "strokeDash": vega.by_arch("strokeDash")}
+        grey = {"color": {"value": "#888888"}, "strokeDash": dashes}
         layers.append(vega.layer("line", "datum.floor", strokeWidth=1.3, enc=grey))
     if any(row.get("status") == "oom" for row in data):
         style = {"shape": "cross", "angle": 45, "size": 110, "filled": True}
@@ -82,9 +85,9 @@ def curves(results, setting, measure):
     )
 
 
-def ratios(results, setting, measure):
-    """The ratio matrix at a length that the reader chooses; None without ratios."""
-    matrix = of(results.matrix[measure], setting)
+def ratios(results, setting, measure, arch="mamba"):
+    """The ratio matrix of llama and `arch` at a length that the reader chooses; None without ratios."""
+    matrix = against(of(results.matrix[measure], setting), results.curves[measure], arch)
     matrix = matrix[matrix.ratio.notna()]
     if matrix.empty:
         return None
@@ -93,7 +96,7 @@ def ratios(results, setting, measure):
     most = max(float(logs.abs().max()) if len(logs) else 0, 0.1)
     data = [
         {
-            "tokens": r.seqlen, "llama": r.llama_impl, "mamba": r.mamba_impl, "best": bool(r.best),
+            "tokens": r.seqlen, "llama": r.llama_impl, arch: named(r.mamba_impl)[1], "best": bool(r.best),
             "level": float(np.clip(np.log(r.ratio) if r.ratio > 0 else -most, -most, most)),
             "brief": between(r).split(" [")[0], "shown": between(r), "winner": r.winner,
         }
@@ -101,8 +104,8 @@ def ratios(results, setting, measure):
     ]  # fmt: skip
     tips = [
         ("llama", "llama"),
-        ("mamba", "mamba"),
-        ("shown", "llama / mamba"),
+        (arch, arch),
+        ("shown", f"llama / {arch}"),
         ("winner", "winner"),
     ]
     level = {"field": "level", "type": "quantitative", "legend": None}
@@ -112,29 +115,27 @@ def ratios(results, setting, measure):
         vega.layer("rect", "datum.best", filled=False, stroke="black", strokeWidth=2),
         vega.layer("text", "true", fontSize=13, color="black", enc={"text": {"field": "brief"}}),
     ]
-    impls = {
-        arch: sorted({row[arch] for row in data}, key=impl_order) for arch in ("mamba", "llama")
-    }
-    side = lambda arch, orient: {
-        "field": arch, "type": "nominal", "sort": impls[arch], "title": f"{arch} under",
+    impls = {name: sorted({row[name] for row in data}, key=impl_order) for name in (arch, "llama")}
+    side = lambda name, orient: {
+        "field": name, "type": "nominal", "sort": impls[name], "title": f"{name} under",
         "axis": {"labelAngle": 0, "orient": orient},
     }  # fmt: skip
     encoding = {
-        "x": side("mamba", "top"),
+        "x": side(arch, "top"),
         "y": side("llama", "left"),
         "tooltip": vega.tooltips(tips),
     }
     spec = vega.spec(data, layers, encoding, height=46 * len(impls["llama"]))
     spec |= vega.choice("tokens", lengths[-1], lengths)
     said = [
-        f"llama {d['llama']} / mamba {d['mamba']} {d['shown']}"
+        f"llama {d['llama']} / {arch} {d[arch]} {d['shown']}"
         for d in data
         if d["tokens"] == lengths[-1]
     ]
     return Chart(
-        chart_id("ratio", setting, measure),
-        f"{measure.capitalize()} of llama / mamba: {setting}. Above 1, in blue, Mamba is better; framed: best "
-        "against best.",
+        chart_id("ratio", setting, measure, "" if arch == "mamba" else arch),
+        f"{measure.capitalize()} of llama / {arch}: {setting}. Above 1, in blue, {TITLES[arch]} is better; framed: "
+        "best against best.",
         f"Ratio matrix at {lengths[-1]:,} tokens: {'; '.join(said)}.",
         spec,
         linear=False,
@@ -155,7 +156,7 @@ def split(results, setting):
     }
     data = [
         {
-            "tokens": r.seqlen, "pairing": f"llama {r.llama_impl} / mamba {r.mamba_impl}", "part": part,
+            "tokens": r.seqlen, "pairing": pairing(r), "part": part,
             **_numbers(*(getattr(r, name) for name in names)), "shown": interval(*(getattr(r, name) for name in names)),
         }
         for r in table.itertuples()
@@ -163,7 +164,7 @@ def split(results, setting):
     ]  # fmt: skip
     top = table[table.seqlen == table.seqlen.max()]
     row = next(rows for rows in (top[top.paper], top[top.best], top) if len(rows)).iloc[0]
-    start = f"llama {row.llama_impl} / mamba {row.mamba_impl}"
+    start = pairing(row)
     spec = _factors(data, "part", list(PARTS.items()), setting)
     pairings = list(dict.fromkeys(d["pairing"] for d in data))
     spec |= vega.choice("pairing", start, pairings)
@@ -173,10 +174,15 @@ def split(results, setting):
         if (d["pairing"], d["tokens"]) == (start, row.seqlen)
     ]
     return Chart(
-        chart_id("split", setting), f"llama / mamba in time = architecture x implementation: {setting}",
-        f"{start} at {row.seqlen:,} tokens: {', '.join(at)}. Above 1 it favours Mamba.", spec,
+        chart_id("split", setting), f"{_named_sides(table)} in time = architecture x implementation: {setting}",
+        f"{start} at {row.seqlen:,} tokens: {', '.join(at)}. Above 1 it favours {TITLES[named(row.mamba_impl)[0]]}.",
+        spec,
         still=f"({start})",
     )  # fmt: skip
+
+
+def _named_sides(table):
+    return " or ".join(f"llama / {arch}" for arch in alternatives(table))
 
 
 def effects(results, group, measure):

@@ -1,5 +1,8 @@
 """The time over length of two runs in one figure: the same colours, the second run dotted and fainter."""
 
+import itertools
+
+from analysis.load import PAIR, further
 from analysis.report import vega
 from analysis.report.charts import MEASURES, PASSES, Chart, chart_id, ends, in_words, levels
 
@@ -8,7 +11,11 @@ DASHES = (
     [6, 4],
     [2, 2],
     [6, 2, 1, 2],
-)  # mamba and llama of the first run, and of the second
+    [10, 3],
+    [1, 4],
+    [10, 3, 2, 3],
+    [3, 6],
+)  # mamba and llama of the first run, and of the second; then so for every other architecture
 FAINT = 0.55
 
 
@@ -33,14 +40,17 @@ def times(a, b, setting, name_a, name_b):
                     "shown": shown,
                 }
             )
-    curves = [f"{arch}, {name}" for name in (name_a, name_b) for arch in ("mamba", "llama")]
-    dash = {"field": "curve", "type": "nominal", "scale": {"domain": curves, "range": list(DASHES)}}
+    curves = [f"{arch}, {name}" for name in (name_a, name_b) for arch in reversed(PAIR)]
+    archs = further(row["arch"] for row in rows)
+    curves += [f"{arch}, {name}" for arch in archs for name in (name_a, name_b)]
+    dashes = list(itertools.islice(itertools.cycle(DASHES), len(curves)))
+    dash = {"field": "curve", "type": "nominal", "scale": {"domain": curves, "range": dashes}}
     dash["legend"] = vega.LEGEND | {
         "symbolType": "stroke", "symbolStrokeColor": "#777777", "symbolSize": 300, "labelLimit": 300,
         "columns": {"expr": "width < 420 ? 1 : 2"},
     }  # fmt: skip
     faint = {"condition": {"test": {"field": "run", "equal": name_a}, "value": 1}, "value": FAINT}
-    shape = vega.by_arch("shape") | {"legend": None}
+    shape = vega.by_arch("shape", archs) | {"legend": None}
     tips = [("series", "series"), ("tokens", "tokens"), ("shown", unit)]
     layers = [
         vega.layer("line", "true", strokeWidth=2, enc={"strokeDash": dash, "opacity": faint}),

@@ -6,6 +6,7 @@ from analysis import load
 from analysis.load import Setting, of
 from analysis.paper import nearest_setting
 from analysis.summary import Results
+from bench.blocks import apart
 from bench.plan import Cell
 from bench.records import RecordError, make_record, read_run
 
@@ -21,7 +22,7 @@ def read(path):
         RecordError: the directory is no run.
     """
     warnings = []
-    run = read_run(path, warnings)
+    run = apart(read_run(path, warnings))
     if not (isinstance(run.plan, dict) and isinstance(run.machine, dict)):
         raise RecordError(f"{path}: plan.json and machine.json must hold objects")
     known = make_record(Cell("", "", "", 0), 0, 0, "ok").keys() - {NEWEST}

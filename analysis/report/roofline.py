@@ -28,10 +28,15 @@ def share(results, setting):
             data.append(point(r, value) | {"shown": shown})
     if not data:
         return None
+    archs = {row["arch"] for row in data}
     layers = [
         vega.rule(100),
-        vega.layer("line", "true", strokeWidth=2, enc={"strokeDash": vega.by_arch("strokeDash")}),
-        vega.layer("point", "true", filled=True, size=55, enc={"shape": vega.by_arch("shape")}),
+        vega.layer(
+            "line", "true", strokeWidth=2, enc={"strokeDash": vega.by_arch("strokeDash", archs)}
+        ),
+        vega.layer(
+            "point", "true", filled=True, size=55, enc={"shape": vega.by_arch("shape", archs)}
+        ),
         vega.hover([("series", "series"), ("tokens", "tokens"), ("shown", "reaches")]),
     ]
     encoding = vega.axes([*data, {"value": 100}], "share of the floor, %", setting) | {
@@ -71,6 +76,7 @@ def attained(results, setting):
         "value": [1, 0],
     }
     named = {"text": {"field": "roof"}, "color": {"value": "#888888"}}
+    archs = {row["arch"] for row in data}
     layers = [
         vega.layer("line", "datum.roof", strokeWidth=1.5, enc=grey | {"strokeDash": dashed}),
         vega.layer("text", "datum.label", align="right", dy=-6, fontSize=11, enc=named),
@@ -79,10 +85,14 @@ def attained(results, setting):
             "!datum.roof",
             strokeWidth=1,
             opacity=0.5,
-            enc={"strokeDash": vega.by_arch("strokeDash")},
+            enc={"strokeDash": vega.by_arch("strokeDash", archs)},
         ),
         vega.layer(
-            "point", "!datum.roof", filled=True, size=55, enc={"shape": vega.by_arch("shape")}
+            "point",
+            "!datum.roof",
+            filled=True,
+            size=55,
+            enc={"shape": vega.by_arch("shape", archs)},
         ),
         vega.hover([("series", "series"), ("tokens", "tokens"), ("shown", "reaches")]),
     ]

@@ -5,7 +5,7 @@ import pandas as pd
 from analysis import metric_figures, metric_load, metric_pages, metric_tables, summary
 from analysis.effects import GROUP
 from analysis.headline import headline
-from analysis.load import CELL, Setting, logits_of
+from analysis.load import CELL, Setting, alternatives, logits_of, of
 from analysis.report import charts, overlay, roofline
 from analysis.report.parts import Picture, Table, Text, data_uri, fold
 from analysis.shapley import other_logits, shapley_table
@@ -55,7 +55,12 @@ def comparison(a, b, name_a, name_b, settings):
 
 def matrix(results, pages):
     """The ratio matrices as figures and tables."""
-    drawn = [charts.ratios(results, s, m) for s in settings_of(results) for m in ("time", "memory")]
+    drawn = [
+        charts.ratios(results, setting, measure, arch)
+        for setting in settings_of(results)
+        for measure in ("time", "memory")
+        for arch in alternatives(of(results.matrix[measure], setting))
+    ]
     return [
         *drawn,
         fold("The same implementation on both sides, and best against best", pages["winners"]),

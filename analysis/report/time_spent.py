@@ -7,15 +7,15 @@ import statistics
 import pandas as pd
 
 from analysis import captures
-from analysis.headline import NAMES
 from analysis.report import vega
 from analysis.report.charts import PASSES, Chart
 from analysis.report.parts import Table, Text, fold
-from analysis.wording import number
+from analysis.wording import TITLES, number
 from bench.compare import machine_differences
 
 WORDS = {
     "op/selective_scan": "the scan",
+    "op/ssd_scan": "the scan",
     "op/selective_state_update": "the update of the state",
     "op/causal_conv1d": "the convolution",
     "op/causal_conv1d_update": "the update of the convolution",
@@ -24,6 +24,7 @@ WORDS = {
 BACKWARD = ".backward"
 COLOURS = {
     "op/selective_scan": "#3E7DB5", "op/selective_scan.backward": "#1F4E79",
+    "op/ssd_scan": "#3E7DB5", "op/ssd_scan.backward": "#1F4E79",
     "op/selective_state_update": "#3E7DB5", "op/causal_conv1d": "#7CC4E8",
     "op/causal_conv1d.backward": "#2A9DA8", "op/causal_conv1d_update": "#7CC4E8",
     "op/causal_attention": "#E08214", "op/causal_attention.backward": "#A6540A",
@@ -133,7 +134,7 @@ def _sentence(capture, name):
     shares = [(r.share, _words(r.part)) for r in operators.itertuples()]
     shares.append((1 - operators.share.sum(), "projections, norms and the rest"))
     task = PASSES.get(cell.mode, cell.mode).removeprefix("a ")
-    whole = f"a {NAMES.get(cell.arch, cell.arch)} {task}"
+    whole = f"a {TITLES.get(cell.arch, cell.arch).removeprefix('the ')} {task}"
     whole = f"the device time of {whole}" if capture.clock == "device" else whole
     (first, words), others = shares[0], shares[1:]
     text = f"Under {cell.impl} at {cell.seqlen:,} tokens {_percent(first)} of {whole} is {words}"

@@ -1,9 +1,13 @@
 """Pieces of Vega-Lite specifications: axes over length, layers, what the pointer shows, what the reader chooses."""
 
-from analysis.load import impl_order
+import itertools
+
+from analysis.load import PAIR, arch_order, impl_order
 from bench.figure_style import COLOURS
 
 OTHER = "#56B4E9"
+DASHES = [[1, 0], [6, 4], [2, 2], [10, 3, 2, 3]]  # of mamba, llama and what comes after them
+SHAPES = ["circle", "triangle-up", "square", "diamond"]
 WIDEST = 100  # high / low; the band of a wider interval, as two noisy rounds have it, would hide all others
 LEGEND = {"title": None, "orient": "top", "symbolOpacity": 1, "symbolStrokeColor": "transparent"}
 
@@ -75,10 +79,11 @@ def by_impl(names):
     return {"field": "impl", "type": "nominal", "scale": scale, "legend": legend}
 
 
-def by_arch(channel):
-    """Architectures by the dashes of lines or the shape of points."""
-    ranges = {"strokeDash": [[1, 0], [6, 4]], "shape": ["circle", "triangle-up"]}
-    scale = {"domain": ["mamba", "llama"], "range": ranges[channel]}
+def by_arch(channel, names=PAIR):
+    """Architectures by the dashes of lines or the shape of points: the pair, then the others among `names`."""
+    names = sorted({*PAIR, *names}, key=lambda name: (name != "mamba", arch_order(name)))
+    ranges = {"strokeDash": DASHES, "shape": SHAPES}
+    scale = {"domain": names, "range": [v for _, v in zip(names, itertools.cycle(ranges[channel]))]}
     legend = LEGEND | {"symbolFillColor": "#777777"}
     return {"field": "arch", "type": "nominal", "scale": scale, "legend": legend}
 

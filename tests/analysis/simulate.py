@@ -6,7 +6,7 @@ time(L) = (a + b L + c L^2) x drift(round, order) x process(round) x sample nois
 import itertools
 import json
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +27,29 @@ MEMORY = {  # bytes beyond the weights
     ("llama", "hf"): (1 * MIB, 12_000, 32.0),
     ("llama", "cpu"): (1 * MIB, 12_000, 0.0),
 }
-WEIGHTS = {"mamba": 29_946_368 * 4, "llama": 53_748_224 * 4}
+FURTHER = {  # of other architectures, which a Simulation has where its `further` names them
+    ("mamba2", "hf"): (15.0, 0.5, 0.0),
+    ("mamba2", "cpu"): (7.0, 0.09, 0.0),
+    ("hybrid", "hf"): (9.0, 0.7, 3e-5),
+    ("hybrid", "cpu"): (6.0, 0.10, 1e-5),
+}
+FURTHER_MEMORY = {
+    ("mamba2", "hf"): (2 * MIB, 50_000, 0.0),
+    ("mamba2", "cpu"): (1 * MIB, 15_000, 0.0),
+    ("hybrid", "hf"): (2 * MIB, 50_000, 16.0),
+    ("hybrid", "cpu"): (1 * MIB, 16_000, 0.0),
+}
+WEIGHTS = {
+    "mamba": 29_946_368 * 4,
+    "llama": 53_748_224 * 4,
+    "mamba2": 120 * MIB,
+    "hybrid": 200 * MIB,
+}
 KERNELS = {
     "mamba": {"selective_scan": "numba.selective_scan", "causal_conv1d": "numba.causal_conv1d"},
     "llama": {"causal_attention": "torch.sdpa.flash"},
+    "mamba2": {"ssd_scan": "numba.ssd_scan", "causal_conv1d": "numba.causal_conv1d"},
+    "hybrid": {"selective_scan": "numba.selective_scan", "causal_attention": "torch.sdpa.flash"},
 }
 MACHINE = {
     "platform": "Linux", "python": "3.11.2", "cpu": "simulated", "cores": 2, "memory_bytes": 8 << 30,
@@ -60,6 +79,8 @@ class Simulation:
     options: dict = field(default_factory=dict)
     dtype: str = "fp32"
     modes: tuple = ("prefill",)  # with the same costs
+    # architectures beside those of `costs`, whose records they leave as they are; at one more length, twice the last
+    further: tuple = ()
     seed: int = 0
 
     def time(self, arch, impl, seqlen):
@@ -85,11 +106,14 @@ class Simulation:
                     wall = level * np.exp(rng.normal(0, self.within, self.samples))
                     row |= self._measured(arch, impl, seqlen, wall.tolist(), mode)
                 rows.append(row)
-        return rows
+        return rows + (self._others().records() if self.further else [])
 
     def plan(self):
         cells = [self._cell(*cell) for cell in self._cells()]
+        if self.further:
+            cells += self._others().plan()["cells"]
         sizes = {"mamba": (29_946_368, 16_384_000), "llama": (53_748_224, 32_768_000)}
+        sizes |= dict.fromkeys(self.further, (40_000_000, 16_384_000))
         return {
             "version": 1, "created": "2026-11-21T12:00:00+00:00", "command": "python -m bench.sweep",
             "protocol": "lab", "seed": self.seed, "rounds": self.rounds, "preset": "paper-50m",
@@ -100,6 +124,18 @@ class Simulation:
             "tokens": {"sha256": "0" * 64, "sessions": ["session-000"], "padded": {}},
             "options": self.options, "cells": cells,
         }  # fmt: skip
+
+    def _others(self):
+        costs = {key: cost for key, cost in FURTHER.items() if key[0] in self.further}
+        lengths = (*self.seqlens, 2 * self.seqlens[-1])
+        return replace(
+            self,
+            costs=costs,
+            memory=FURTHER_MEMORY,
+            further=(),
+            seed=self.seed + 1,
+            seqlens=lengths,
+        )
 
     def write(self, folder):
         """Write plan.json, machine.json and records.jsonl to `folder`; returns it."""
@@ -132,7 +168,13 @@ class Simulation:
 
     def _measured(self, arch, impl, seqlen, wall, mode):
         m0, m1, m2 = self.memory[arch, impl]
-        cache = {"llama": 32_768 * seqlen, "mamba": 655_360}[arch] if mode == "decode" else None
+        held = {
+            "llama": 32_768 * seqlen,
+            "mamba": 655_360,
+            "mamba2": 8 * MIB,
+            "hybrid": 16_384 * seqlen,
+        }
+        cache = held[arch] if mode == "decode" else None
         peak = WEIGHTS[arch] + int(m0 + m1 * seqlen + m2 * seqlen**2)
         return {
             "kernels": {op: k.replace("numba", impl) for op, k in KERNELS[arch].items()},

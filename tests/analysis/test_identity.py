@@ -8,10 +8,11 @@ import pytest
 from analysis import effects_figure
 from analysis.load import of
 from bench.options import given, make_parser, resolve
-from bench.planning import FLOOR_SIZES, make_plan
-from kernels.roofline import model_floor
+from bench.planning import make_plan
+from models.architectures import REGISTRY
 from models.build import build
-from models.presets import ARCHITECTURES, PRESETS
+from models.floor import model_floor
+from models.presets import PAIR, PRESETS
 from tests.analysis.planted import PEAKS, factors, results, world
 
 LENGTH = 1024
@@ -107,7 +108,7 @@ def test_a_missing_peak_leaves_a_range_that_holds_the_truth():
     [
         (None, {}, "machine.json holds no measured peaks"),
         (PEAKS, {"preset": "paper-50m+checkpoint"}, "plan.json holds no sizes of llama, and paper-50m"),
-        (PEAKS, {"architectures": {"llama": {"config": {"hidden_size": 8}}}}, "no 'num_hidden_layers' among the sizes"),
+        (PEAKS, {"architectures": {"llama": {"config": {"hidden_size": 8}}}}, "no 'num_attention_heads' among"),
     ],
 )  # fmt: skip
 def test_floors_that_cannot_be_had_are_explained(peaks, plan, reason):
@@ -125,7 +126,7 @@ def test_sizes_of_the_plan_come_before_those_of_a_preset():
     config = {
         name: value
         for name, value in PRESETS["paper-50m"].llama.items()
-        if name in FLOOR_SIZES["llama"]
+        if name in REGISTRY["llama"].settings
     }
     found.run.plan["architectures"]["llama"]["config"] = config | {"num_hidden_layers": 16}
     floors = found.floors.set_index("arch").floor_ms
@@ -185,7 +186,7 @@ def test_a_plan_records_every_size_that_a_floor_needs():
     parser = make_parser("")
     plan, _ = make_plan(resolve(parser.parse_args(said), given(parser, said)))
     recorded = json.loads(json.dumps(plan.to_json()))["architectures"]
-    for arch, mode in itertools.product(ARCHITECTURES, ("prefill", "decode", "train")):
+    for arch, mode in itertools.product(PAIR, ("prefill", "decode", "train")):
         sizes, config = recorded[arch]["config"], build(arch, "tiny").config.to_dict()
         arguments = (arch, 2, 64, "fp32", PEAKS)
         assert model_floor(sizes, *arguments, mode=mode) == model_floor(
