@@ -1,15 +1,34 @@
 """What every command line of the lab shares: one-line errors, and the types of arguments."""
 
 import argparse
+import os
 import sys
+from pathlib import Path
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line, with exit status 2."""
+    """An ArgumentParser whose errors are one line, with exit status 2; an argument of type Path can be looked up."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register("type", Path, _path)
 
     def error(self, message):
-        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        one_line = " ".join(message.split())  # what was typed may hold line breaks
+        print(f"{self.prog}: error: {one_line}", file=sys.stderr)
         raise SystemExit(2)
+
+
+def _path(text):
+    """A Path, whether or not something is there; not one that no file can have, or that may not be looked at."""
+    try:
+        os.stat(text)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # too long, forbidden, a null character
+        reason = getattr(error, "strerror", None) or error
+        raise argparse.ArgumentTypeError(f"{text[:100]!r} cannot be a path: {reason}") from None
+    return Path(text)
 
 
 def one(choices):

@@ -13,10 +13,8 @@ copies the whole cache, under every implementation alike. The energy of a token 
 from bench.forward import Work, hidden_states
 from bench.memory import storage_bytes
 from kernels.implementations import recording
-from models.bind import architecture
+from models.chunked import cache_argument, cache_tensors
 from models.huggingface import transformers
-
-CACHE_ARGUMENT = {"mamba": "cache_params", "llama": "past_key_values"}
 
 
 class DecodedToken(Work):
@@ -30,7 +28,6 @@ class DecodedToken(Work):
     def __init__(self, model, ids):
         self.model, self.token = model, ids[:, -1:]
         self.cache = transformers().DynamicCache(config=model.config)
-        self._grows = architecture(model) == "llama"
         self._read(ids[:, :-1])
         self.cache_bytes = self.held()
         # on the host, so that copies are in no peak of a GPU
@@ -53,17 +50,18 @@ class DecodedToken(Work):
 
     def reset(self):
         """Take the token out of the cache."""
-        if self._grows:
-            self.cache.crop(-1)
+        for layer in self.cache.layers:
+            if getattr(layer, "keys", None) is not None:
+                layer.crop(-1)
         for states, key, before in self._states:
             states[key].copy_(before)
 
     def held(self):
         """Bytes behind the cache right now."""
-        return storage_bytes(_tensors(self.cache))
+        return storage_bytes(cache_tensors(self.cache))
 
     def _read(self, ids):
-        cache = {CACHE_ARGUMENT[architecture(self.model)]: self.cache}
+        cache = {cache_argument(type(self.model)): self.cache}
         return self.model(ids, use_cache=True, logits_to_keep=1, **cache).logits
 
 
@@ -73,13 +71,3 @@ def _fixed_states(cache):
     return [
         getattr(layer, name) for layer in cache.layers for name in names if hasattr(layer, name)
     ]
-
-
-def _tensors(cache):
-    grown = [
-        getattr(layer, name)
-        for layer in cache.layers
-        for name in ("keys", "values")
-        if getattr(layer, name, None) is not None
-    ]
-    return grown + [state for states in _fixed_states(cache) for state in states.values()]

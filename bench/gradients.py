@@ -28,14 +28,13 @@ from bench.forward import precision
 from bench.parity import judged, under_hf
 from kernels.accuracy import errors
 from models.architectures import REGISTRY
-from models.bind import architecture, final_norm, layers, use
+from models.bind import architecture, final_norm, layers, token_mixer, use
 from models.gold import gold as float64_twin
 
 SLACK = 3.0
 LONG = 128  # tokens above which the scan of the baseline is that of `torch`
 MOST = 1 << 16  # numbers of one gradient that are compared
-MIXER = {"mamba": "mixer", "llama": "self_attn"}
-NORM = {"mamba": "norm", "llama": "input_layernorm"}
+NORMS = ("norm", "input_layernorm")  # what a block calls the norm before its mixer
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,12 @@ class GradientReference:
 
 def watched(model):
     """{name: parameter} of those whose gradients are compared."""
-    arch, blocks = architecture(model), layers(model)
+    blocks = layers(model)
     found = {"embedding": model.get_input_embeddings().weight}
     for position, block in {"first": blocks[0], "last": blocks[-1]}.items():
-        found[f"{position} norm"] = getattr(block, NORM[arch]).weight
-        for name, parameter in getattr(block, MIXER[arch]).named_parameters():
+        norm = next(block._modules[name] for name in NORMS if name in block._modules)
+        found[f"{position} norm"] = norm.weight
+        for name, parameter in token_mixer(block).named_parameters():
             found[f"{position} {name}"] = parameter
     return found | {"final norm": final_norm(model).weight}
 

@@ -3,8 +3,9 @@
 import itertools
 import json
 import random
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import get_origin
 
 VERSION = 1
 DTYPES = ("fp32", "tf32", "bf16", "fp16")
@@ -80,25 +81,41 @@ class Plan:
         part.replace(path)
 
 
-def read_plan(path):
-    """The `Plan` of a `plan.json`; PlanError with the file and what is wrong with it."""
+def read_plan(path, needs=()):
+    """The `Plan` of a `plan.json`, whose options hold all of `needs`.
+
+    Raises:
+        PlanError: the file and what is wrong with it.
+    """
     path = Path(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PlanError(f"{path.parent} holds no plan.json, so it is no run") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PlanError(f"{path}: not readable as JSON: {error}") from None
     try:
         if data.pop("version") != VERSION:
             raise PlanError(f"{path}: written by another version of the lab; start a new run")
         cells = [Cell(**cell) for cell in data.pop("cells")]
         plan = Plan(cells=cells, **data)
+        for part in (plan, *cells):
+            _check_types(part)
         if not cells or plan.rounds < 1:
             raise PlanError(f"{path}: it plans nothing")
-        return plan
     except (AttributeError, KeyError, TypeError) as error:
         raise PlanError(f"{path}: not a plan: {error}") from None
+    if lacking := [name for name in needs if name not in plan.options]:
+        raise PlanError(f"{path}: its options lack {', '.join(lacking)}; start a new run")
+    return plan
+
+
+def _check_types(part):
+    """TypeError if a field of a Plan or a Cell holds something else than is declared."""
+    for each in fields(part):
+        value = getattr(part, each.name)
+        if not isinstance(value, get_origin(each.type) or each.type):
+            raise TypeError(f"{each.name} is {value!r}"[:200])
 
 
 def make_cells(archs, impls, preset, seqlens, batches, dtypes, launches, modes=("prefill",)):

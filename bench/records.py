@@ -19,6 +19,7 @@ from bench.plan import Cell
 
 STATUSES = ("ok", "oom", "timeout", "error", "unavailable", "interpreted")
 NAME = "records.jsonl"
+MACHINE = {"cpu": str, "gpu": dict, "versions": dict, "git": dict, "peaks": dict, "resumed": list}
 BLOCK = 1 << 20  # bytes read at a time from the end of a file
 
 
@@ -211,12 +212,29 @@ def read_run(path, skipped=None):
             found[name] = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise RecordError(f"{path} holds no {name}.json, so it is no run") from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RecordError(f"{file}: not readable as JSON: {error}") from None
-    if skipped is not None and isinstance(found["machine"], dict):
-        skipped += map(mixture, found["machine"].get("resumed", ()))
+        if not isinstance(found[name], dict):
+            raise RecordError(f"{file}: not an object of JSON; start a new run")
+    try:
+        check_machine(found["machine"])
+    except ValueError as error:
+        raise RecordError(f"{path / 'machine.json'}: {error}; start a new run") from None
+    if skipped is not None:
+        skipped += map(mixture, found["machine"].get("resumed") or ())
     records = latest(stream_records(path / NAME, skipped))
     return Run(path, found["plan"], found["machine"], records)
+
+
+def check_machine(machine):
+    """ValueError if a part of a machine.json is of another type than `bench.machine.describe` gives it."""
+    for name, type_ in MACHINE.items():
+        if not isinstance(machine.get(name), type_ | None):
+            raise ValueError(f"{name} is {machine[name]!r}"[:200])
+    try:
+        list(map(mixture, machine.get("resumed") or ()))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"an entry of resumed is broken: {one_line(error)}") from None
 
 
 def mixture(resumption):

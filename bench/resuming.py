@@ -15,9 +15,19 @@ from bench import listing
 from bench.machine import describe
 from bench.options import resolved_subset
 from bench.plan import PlanError, changed_options, read_plan
+from bench.records import check_machine as check_types
 from bench.records import now
 
 NONE = "none"
+NEEDS = (
+    "device",
+    "threads",
+    "budget",
+    "preset",
+    "logits",
+    "seqlens",
+    "batch",
+)  # options that cells are run with
 
 
 def reopen(said, options):
@@ -27,7 +37,7 @@ def reopen(said, options):
     path = said["out"]
     if not path.is_dir():
         raise PlanError(f"--resume: there is no run {path}")
-    plan = read_plan(path / "plan.json")
+    plan = read_plan(path / "plan.json", needs=NEEDS)
     changed = changed_options(plan.options, resolved_subset(options, said))
     if changed:
         name, planned, asked = changed[0]
@@ -55,7 +65,10 @@ def read_machine(path):
         machine = json.loads(file.read_text(encoding="utf-8"))
         if not {"cpu", "gpu"} <= machine.keys():
             raise ValueError("it names no processor")
-    except (OSError, ValueError, AttributeError) as error:
+        check_types(machine)
+        if lacking := state(machine).keys() - last_state(machine).keys():
+            raise ValueError(f"the last entry of resumed lacks {', '.join(sorted(lacking))}")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise PlanError(f"{file}: not readable: {error}") from None
     return machine
 

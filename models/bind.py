@@ -126,6 +126,11 @@ def layers(model):
     return list(model.base_model.layers)
 
 
+def token_mixer(block):
+    """The module of a block that mixes its tokens: a mixer, or attention."""
+    return next(block._modules[name] for name in (*MIXERS, "self_attn") if name in block._modules)
+
+
 def final_norm(model):
     """The norm between the last block and the head."""
     names = ("norm_f", "norm", "final_layernorm")

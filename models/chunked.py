@@ -56,7 +56,7 @@ def prefill(model, ids, chunk, logits="last", *, spare=0, after_chunk=None):
 
     seqlen = ids.shape[1]
     cache = reserved_cache(model.config, seqlen + spare)
-    arguments = {"use_cache": True, _cache_argument(type(model)): cache}
+    arguments = {"use_cache": True, cache_argument(type(model)): cache}
     found = []
     for start in range(0, seqlen, chunk):
         part = ids[:, start : start + chunk]
@@ -82,7 +82,7 @@ def cache_tensors(cache):
 
 
 @memoised
-def _cache_argument(model_class):
+def cache_argument(model_class):
     """What transformers' forward of a model calls its cache."""
     names = inspect.signature(model_class.forward).parameters
     return "cache_params" if "cache_params" in names else "past_key_values"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from kernels.observation import observing_operators
-from models.bind import MIXERS, OPERATORS, architecture, final_norm, layers
+from models.bind import OPERATORS, architecture, final_norm, layers, token_mixer
 
 MIXING = ("selective_scan", "causal_attention", "ssd_scan")
 
@@ -75,7 +75,8 @@ def observing(model, hidden=None, mixing=None):
 
     def visit(operator, operands):
         if mixing is not None and operator in mixed and running:
-            out = _output_projection(blocks[running[0]])
+            mixer = token_mixer(blocks[running[0]])
+            out = mixer.o_proj if hasattr(mixer, "o_proj") else mixer.out_proj
             mixing(Mixing(f"block {running[0] + 1}", operator, operands, out.weight))
 
     handles = []
@@ -91,8 +92,3 @@ def observing(model, hidden=None, mixing=None):
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _output_projection(block):
-    found = next(block._modules[name] for name in (*MIXERS, "self_attn") if name in block._modules)
-    return found.o_proj if hasattr(found, "o_proj") else found.out_proj

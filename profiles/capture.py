@@ -45,6 +45,7 @@ from profiles.nsight import CaptureError
 from profiles.session import Session
 
 WIDTH_OF_PIPES = 140
+NEEDS = ("device", "threads", "logits", "arch", "mode", "dtype", "launch", "batch", "seqlens")
 PASSED = {
     "preset": "sizes of the models", "checkpoint": "ARCH=DIR, weights of one architecture (repeatable)",
     "sessions": "transcripts", "tokenizer": "of the text", "seed": "of weights and sessions", "logits": "last or all",
@@ -150,7 +151,7 @@ def chosen(args, parser):
     else:
         if said := [name for name in PASSED if getattr(args, name) is not None]:
             raise PlanError(f"--{said[0]}: a run has its own; leave the option or the run out")
-        plan, tokens = read_plan(args.run / "plan.json"), None
+        plan, tokens = read_plan(args.run / "plan.json", needs=NEEDS), None
         cells = [choice.find(text, plan.cells, plan.options) for text in args.cell]
         if args.slowest or args.fastest:
             measured = choice.times(read_run(args.run).records)

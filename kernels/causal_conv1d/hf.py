@@ -16,6 +16,7 @@ def causal_conv1d_hf(x, weight, bias, initial_state, activation):
         raise NotImplementedError(
             "causal_conv1d: impl 'hf' starts from zeros, got an initial_state; use impl='torch'"
         )
+    _check_bias("causal_conv1d", weight, bias)
     note("causal_conv1d", "transformers.causal_conv1d_fn")
     function = inspect.unwrap(modeling_mamba.causal_conv1d_fn)
     y = function(x, weight, bias, activation)
@@ -26,6 +27,15 @@ def causal_conv1d_update_hf(x, conv_state, weight, bias, activation):
     """Operands and result as `causal_conv1d_update_ref`, in transformers' arithmetic."""
     from transformers.models.mamba import modeling_mamba
 
+    _check_bias("causal_conv1d_update", weight, bias)
     note("causal_conv1d_update", "transformers.causal_conv1d_update")
     update = inspect.unwrap(modeling_mamba.causal_conv1d_update)
     return update(x.unsqueeze(2), conv_state, weight, bias, activation)[..., 0]
+
+
+def _check_bias(operator, weight, bias):
+    """torch's convolution takes no bias of another dtype than the weight's."""
+    if bias is not None and bias.dtype != weight.dtype:
+        raise NotImplementedError(
+            f"{operator}: impl 'hf' takes a bias of the weight's dtype {weight.dtype}, got {bias.dtype}; use impl='torch'"
+        )

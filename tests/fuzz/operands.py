@@ -275,7 +275,9 @@ def broken(draw, calls, floats=FLOATS):
     """A call with one or two arguments changed, mostly into wrong ones."""
     call = draw(calls)
     arguments = dict(call.arguments)
-    for name in draw(st.lists(st.sampled_from(sorted(arguments)), min_size=1, max_size=2)):
+    for name in draw(
+        st.lists(st.sampled_from(sorted(arguments)), min_size=1, max_size=2, unique=True)
+    ):
         value = arguments[name]
         if isinstance(value, torch.Tensor) and draw(st.integers(0, 4)):
             arguments[name] = draw(_changed(value, floats))

@@ -73,12 +73,12 @@ def places(tmp_path_factory):
 
 
 @st.composite
-def arguments(draw, command, places):
+def arguments(draw, command, names, places):
     """Options of the command in any order, with values that fit some option or none, and positional arguments."""
     paths = [str(places / name) for name in ("run", "empty", "file", "new")]
     value = st.sampled_from((*command.right, *command.right, *WRONG, *paths)) | st.text(max_size=6)
     argv = []
-    for name in draw(st.lists(st.sampled_from(options(command.module) or ["--help"]), max_size=4)):
+    for name in draw(st.lists(st.sampled_from(names or ["--help"]), max_size=4)):
         argv.append(name)
         if draw(st.integers(0, 9)):
             argv.append(draw(value))
@@ -93,7 +93,7 @@ def arguments(draw, command, places):
 @examples(60)
 def test_any_arguments(command, places, monkeypatch, data):
     main = importlib.import_module(command.module).main
-    argv = data.draw(arguments(command, places))
+    argv = data.draw(arguments(command, options(command.module), places))
     monkeypatch.chdir(places / "empty")
     monkeypatch.setattr("webbrowser.open", lambda url: True)
     check_command(main, argv, command.statuses, command.work)

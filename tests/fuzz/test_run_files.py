@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis import export, metric_load
+from analysis import export, metric_load, metrics
 from analysis.report import __main__ as report
 from analysis.report import page
-from bench import compare
+from bench import compare, sweep
 from bench.plan import PlanError, read_plan
 from bench.records import RecordError, read_run
 from tests.analysis.metric_simulate import MetricSimulation
@@ -23,13 +23,40 @@ from tests.fuzz.mutate import altered, as_bytes, damaged
 NAMES = ("plan.json", "machine.json", "records.jsonl", "metrics.jsonl")
 
 
+class Files(dict):
+    """{file: its bytes}; Hypothesis prints the arguments of what fails, and its warning of a long one is an error."""
+
+    def __repr__(self):
+        return f"the files {', '.join(self)}"
+
+
 @pytest.fixture(scope="module")
 def right(tmp_path_factory):
-    """{file: its bytes} of a small run."""
+    """The files of a small run."""
     folder = tmp_path_factory.mktemp("run")
     Simulation(seqlens=(128, 256, 512), rounds=2, samples=3).write(folder)
     MetricSimulation(groups=("hidden", "shifts"), seeds=2, layers=2).write(folder / "metrics.jsonl")
-    return {name: (folder / name).read_bytes() for name in NAMES}
+    return Files({name: (folder / name).read_bytes() for name in NAMES})
+
+
+@pytest.fixture(scope="module")
+def begun(right, tmp_path_factory):
+    """The files of a run that bench.sweep planned, with records and metrics."""
+    run = tmp_path_factory.mktemp("begun") / "run"
+    argv = [
+        "--quick",
+        "--impl",
+        "torch",
+        "--metrics",
+        "none",
+        "--profile",
+        "none",
+        "--out",
+        str(run),
+    ]
+    check_command(sweep.main, argv, (0,), work=("bench.sweep.estimate",))
+    made = {str(f.relative_to(run)): f.read_bytes() for f in run.rglob("*") if f.is_file()}
+    return Files(right | made)
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +67,8 @@ def folder(tmp_path_factory):
 @st.composite
 def changed(draw, files):
     """(name, bytes) of one file that is changed: its bytes, or a value in its JSON."""
-    name = draw(st.sampled_from(NAMES))
-    if draw(st.booleans()):
+    name = draw(st.sampled_from(sorted(files)))
+    if not name.endswith((".json", ".jsonl")) or draw(st.booleans()):
         return name, draw(damaged(files[name]))
     if name.endswith(".json"):
         return name, as_bytes(draw(altered(json.loads(files[name]))))
@@ -54,8 +81,8 @@ def changed(draw, files):
 def write(folder, files, name, content):
     """A run directory with one file changed, and nothing in it from before."""
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
     for each, right_content in files.items():
+        (folder / each).parent.mkdir(parents=True, exist_ok=True)
         (folder / each).write_bytes(content if each == name else right_content)
     return folder
 
@@ -93,6 +120,22 @@ def test_readers(reader, right, folder, data):
 def test_export(right, folder, data, what):
     run = write(folder / "run", right, *data.draw(changed(right)))
     check_command(export.main, [str(run), "--format", "csv", "--what", what], (0, 2))
+
+
+@given(data=st.data())
+@examples(40)
+def test_metrics(begun, folder, data):
+    """Up to the first forward."""
+    run = write(folder / "run", begun, *data.draw(changed(begun)))
+    check_command(metrics.main, [str(run), "--quiet"], (0, 2), work=("analysis.metrics.Metrics",))
+
+
+@given(data=st.data())
+@examples(25)
+def test_resume(begun, folder, data):
+    run = write(folder / "run", begun, *data.draw(changed(begun)))
+    argv = ["--resume", "--resume-anyway", "--dry-run", "--out", str(run)]
+    check_command(sweep.main, argv, (0, 2), work=("bench.listing.calibrated",))
 
 
 @given(data=st.data())

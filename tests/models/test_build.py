@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from models.build import build, parameter_counts
 from models.architectures import REGISTRY
+from models.build import build, parameter_counts
 from models.floor import model_problems
 from models.huggingface import check_no_clash
 from models.initialise import initial
