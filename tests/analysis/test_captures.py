@@ -189,3 +189,8 @@ def test_a_manifest_that_is_no_object_is_broken(run):
     (simulated.write(run) / "manifest.json").write_text(json.dumps([1]))
     *_, warnings = section(run)
     assert "manifest.json" in warnings[0]
+
+
+def test_an_operator_inside_of_another_counts_as_the_outer_one():
+    path = "cell/a > rep > layer/0 > op/ssd_scan > op/selective_scan"
+    assert captures._part(path, "prefill") == "op/ssd_scan"
