@@ -9,7 +9,7 @@ import pandas as pd
 from analysis import load, metric_load
 from bench.blocks import apart
 from bench.cli import Parser
-from bench.records import RecordError, read_run
+from bench.records import RecordError, one_line, read_run
 
 WHAT = ("samples", "cells", "metrics")
 FORMATS = ("parquet", "csv")
@@ -67,7 +67,12 @@ def export(run_dir, what, format, out=None):
         takes = f"what must be one of {', '.join(WHAT)}, and format of {', '.join(FORMATS)}"
         raise ValueError(f"{takes}, got {what!r} and {format!r}")
     run_dir = Path(run_dir)
-    table = _frame(run_dir, what)
+    try:
+        table = _frame(run_dir, what)
+    except (RecordError, ExportError):
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise RecordError(f"{run_dir}: broken values in its {what}: {one_line(error)}") from None
     out = Path(out) if out is not None else run_dir / "export" / f"{what}.{format}"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -60,7 +60,7 @@ def read(path, skipped=None):
             if record["status"] not in STATUSES:
                 raise ValueError(f"status {record['status']!r}")
             latest[key] = record
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if skipped is None:
                 raise RecordError(f"{path}, line {number}: not a record: {error}") from None
             skipped.append(f"{path.name}, line {number}: not a record: {error}")

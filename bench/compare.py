@@ -22,7 +22,7 @@ from rich.text import Text
 from bench.blocks import apart
 from bench.cli import Parser
 from bench.plan import Cell
-from bench.records import RecordError, read_run
+from bench.records import RecordError, one_line, read_run
 from bench.verdict import COUNTS, Interval, exact, statistic, unpaired, verdict
 
 MEASURES = {"time": {}, "memory": {"faster": "less", "slower": "more"}}  # the words of a verdict
@@ -176,10 +176,13 @@ def main(argv=None):
         parser.error(f"--confidence must lie between 0 and 1, got {args.confidence}")
     try:
         a, b = apart(read_run(args.run_a)), apart(read_run(args.run_b))
+        return report(a, b, args.confidence)
     except RecordError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    return report(a, b, args.confidence)
+        said = one_line(error, kind=False)
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
+        said = f"{args.run_a}, {args.run_b}: a record holds broken values: {one_line(error)}"
+    print(f"{parser.prog}: {said}", file=sys.stderr)
+    return 2
 
 
 def report(a, b, confidence=0.95):

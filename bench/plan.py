@@ -107,6 +107,8 @@ def read_plan(path, needs=()):
         raise PlanError(f"{path}: not a plan: {error}") from None
     if lacking := [name for name in needs if name not in plan.options]:
         raise PlanError(f"{path}: its options lack {', '.join(lacking)}; start a new run")
+    if "device" in needs and plan.options["device"] not in ("cpu", "cuda"):
+        raise PlanError(f"{path}: device is {plan.options['device']!r}, not cpu or cuda"[:300])
     return plan
 
 

@@ -64,7 +64,7 @@ def _events(path):
         raise ProfileError(f"{path} is cut short ({error}); {AGAIN}") from None
     except gzip.BadGzipFile as error:
         raise ProfileError(f"{path} is no gzip file ({error}); {AGAIN}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ProfileError(f"{path} is cut short or no JSON ({error}); {AGAIN}") from None
     events = document.get("traceEvents") if isinstance(document, dict) else document
     if not isinstance(events, list):

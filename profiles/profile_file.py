@@ -47,9 +47,7 @@ def _in_folder(folder):
         if error := nsight_file.not_converted(file):
             raise error
     manifest = folder / "manifest.json"
-    if manifest.is_file() and (
-        reason := json.loads(manifest.read_text(encoding="utf-8")).get("reason")
-    ):
+    if manifest.is_file() and (reason := _reason(manifest)):
         raise ProfileError(f"{folder}: the capture failed: {reason}")
     places = [
         f"{place}/{name}" for place in ("*", "profiles/*") for name in TRACES
@@ -59,3 +57,11 @@ def _in_folder(folder):
         some = ", ".join(inner[:3]) + (", …" if len(inner) > 3 else "")
         raise ProfileError(f"{folder} holds {number_of(len(inner), 'capture')}; choose one: {some}")
     raise ProfileError(f"{folder} holds no capture: none of {', '.join(TRACES)}")
+
+
+def _reason(manifest):
+    """Why a capture failed, as its manifest says; None if it says nothing."""
+    try:
+        return json.loads(manifest.read_text(encoding="utf-8")).get("reason")
+    except (ValueError, AttributeError, RecursionError):
+        raise ProfileError(f"{manifest} is no JSON object; capture again") from None

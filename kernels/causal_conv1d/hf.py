@@ -37,5 +37,5 @@ def _check_bias(operator, weight, bias):
     """torch's convolution takes no bias of another dtype than the weight's."""
     if bias is not None and bias.dtype != weight.dtype:
         raise NotImplementedError(
-            f"{operator}: impl 'hf' takes a bias of the weight's dtype {weight.dtype}, got {bias.dtype}; use impl='torch'"
+            f"{operator}: impl 'hf' takes bias in weight's {weight.dtype}, got {bias.dtype}; use impl='torch'"
         )

@@ -10,7 +10,19 @@ from bench import sweep
 from models import tokenizer
 
 MARKER = "Zyzzyva"
-CASE = ("--quick", "--impl", "torch", "--seqlens", "48", "--rounds", "1", "--metrics", "none")
+CASE = (
+    "--quick",
+    "--impl",
+    "torch",
+    "--seqlens",
+    "48",
+    "--rounds",
+    "1",
+    "--metrics",
+    "none",
+    "--profile",
+    "none",
+)
 IDS = "references/tokens.safetensors"
 
 

@@ -74,6 +74,15 @@ maybe = lambda strategy: st.none() | strategy
 
 
 @st.composite
+def steps(draw, shape, dtype, dim):
+    """(delta, its bias, softplus): without the softplus not below zero, where the recurrence grows exponentially."""
+    softplus = draw(st.booleans())
+    delta = draw(tensors(shape, dtype, -1.0 if softplus else 0.0, 1.0))
+    bias = draw(maybe(tensors((dim,), torch.float32, -2.0 if softplus else 0.0, 2.0)))
+    return delta, bias, softplus
+
+
+@st.composite
 def selective_scan(draw, floats=FLOATS):
     batch, dim, seqlen, dstate = (draw(SMALL) for _ in range(4))
     dtype, other = draw(st.sampled_from(floats)), draw(st.sampled_from(floats))
@@ -85,15 +94,16 @@ def selective_scan(draw, floats=FLOATS):
     results = [((batch, dim, seqlen), dtype)]
     results += [((sequences, dim, dstate), state)] if last else []
     results += [((batch, seqlen // every, dim, dstate), state)] if every else []
+    delta, delta_bias, softplus = draw(steps((batch, dim, seqlen), other, dim))
     arguments = {
         "u": draw(tensors((batch, dim, seqlen), dtype)),
-        "delta": draw(tensors((batch, dim, seqlen), other, -1.0, 1.0)),
+        "delta": delta,
         "A": draw(tensors((dim, dstate), torch.float32, -2.0, -0.1)),
         "B": B, "C": C,
         "D": draw(maybe(tensors((dim,), torch.float32))),
         "z": draw(maybe(tensors((batch, dim, seqlen), dtype))),
-        "delta_bias": draw(maybe(tensors((dim,), torch.float32))),
-        "delta_softplus": draw(st.booleans()),
+        "delta_bias": delta_bias,
+        "delta_softplus": softplus,
         "initial_state": draw(maybe(tensors((sequences, dim, dstate), torch.float32))),
         "return_last_state": last, "reverse": draw(st.booleans()), "cu_seqlens": cu_seqlens, "return_states": every,
     }  # fmt: skip
@@ -106,12 +116,13 @@ def selective_state_update(draw, floats=FLOATS):
     dtype = draw(st.sampled_from(floats))
     B, C = draw(groups(batch, dim, dstate, None, dtype))
     state = draw(tensors((batch, dim, dstate), draw(st.sampled_from(floats)), written=True))
+    dt, dt_bias, softplus = draw(steps((batch, dim), dtype, dim))
     arguments = {
         "state": state,
-        "x": draw(tensors((batch, dim), dtype)), "dt": draw(tensors((batch, dim), dtype, -1.0, 1.0)),
+        "x": draw(tensors((batch, dim), dtype)), "dt": dt,
         "A": draw(tensors((dim, dstate), torch.float32, -2.0, -0.1)), "B": B, "C": C,
         "D": draw(maybe(tensors((dim,), torch.float32))), "z": draw(maybe(tensors((batch, dim), dtype))),
-        "dt_bias": draw(maybe(tensors((dim,), torch.float32))), "dt_softplus": draw(st.booleans()),
+        "dt_bias": dt_bias, "dt_softplus": softplus,
     }  # fmt: skip
     return Call("selective_state_update", arguments, (((batch, dim), dtype),))
 
@@ -225,10 +236,11 @@ def scan_statistics(draw, floats=FLOATS):
         if level == "state"
         else (batch, count(channels, dim), count(rows, seqlen))
     )
+    delta, delta_bias, softplus = draw(steps((batch, dim, seqlen), dtype, dim))
     arguments = {
-        "delta": draw(tensors((batch, dim, seqlen), dtype, -1.0, 1.0)),
+        "delta": delta,
         "A": draw(tensors((dim, dstate), torch.float32, -2.0, -0.1)), "B": B, "C": C,
-        "delta_bias": draw(maybe(tensors((dim,), torch.float32))), "delta_softplus": draw(st.booleans()),
+        "delta_bias": delta_bias, "delta_softplus": softplus,
         "top_k": draw(st.integers(1, 12)), "span_threshold": draw(st.sampled_from((0.01, 0.5, 0.999))),
         "level": level, "rows": rows, "channels": channels,
     }  # fmt: skip
@@ -245,12 +257,13 @@ def ssd_scan(draw, floats=FLOATS):
         [(states, _state_of(dtype))] if last else []
     )
     grouped = tensors((batch, seqlen, ngroups, dstate), dtype)
+    dt, dt_bias, softplus = draw(steps((batch, seqlen, nheads), dtype, nheads))
     arguments = {
         "x": draw(tensors((batch, seqlen, nheads, headdim), dtype)),
-        "dt": draw(tensors((batch, seqlen, nheads), dtype, -1.0, 1.0)),
+        "dt": dt,
         "A": draw(tensors((nheads,), torch.float32, -2.0, -0.1)), "B": draw(grouped), "C": draw(grouped),
         "D": draw(maybe(tensors((nheads,), torch.float32))),
-        "dt_bias": draw(maybe(tensors((nheads,), torch.float32))), "dt_softplus": draw(st.booleans()),
+        "dt_bias": dt_bias, "dt_softplus": softplus,
         "initial_state": draw(maybe(tensors(states, torch.float32))), "return_last_state": last,
     }  # fmt: skip
     return Call("ssd_scan", arguments, tuple(results))
