@@ -116,7 +116,7 @@ def assemble(config, weight, dtype, device):
 
 def _skeleton(config):
     with torch.device("meta"):
-        return _model_class(config.model_type)(config)
+        return _class(config.model_type, "ForCausalLM")(config)
 
 
 def _fill_buffers(model, device):
@@ -143,8 +143,7 @@ def _config(arch, preset):
         )
     settings = dict(preset.of(arch))
     model_type = settings.pop("model_type", REGISTRY[arch].model_types[0])
-    config_class = transformers().AutoConfig.for_model
-    return config_class(model_type, **settings, attn_implementation="eager")
+    return _class(model_type, "Config")(**settings, attn_implementation="eager")
 
 
 def _shortened(config, layers):
@@ -158,9 +157,15 @@ def _shortened(config, layers):
     return config
 
 
-def _model_class(model_type):
+def _class(model_type, kind):
+    """transformers' class of a model type: its `Config`, or its `ForCausalLM`."""
     hf = transformers()
+    for architecture in REGISTRY.values():
+        if stem := architecture.classes.get(model_type):
+            return getattr(hf, stem + kind)
     config_class = type(hf.AutoConfig.for_model(model_type))
+    if kind == "Config":
+        return config_class
     return hf.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
 
 
@@ -175,7 +180,7 @@ def _load(arch, path, dtype, device, layers):
 
 def _load_folder(arch, folder, dtype, layers):
     found = _check_checkpoint(arch, folder)
-    model_class = _model_class(found["model_type"])
+    model_class = _class(found["model_type"], "ForCausalLM")
     try:
         config = model_class.config_class.from_pretrained(folder, local_files_only=True)
         config = _shortened(config, layers)

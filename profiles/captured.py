@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from bench.forward import Models
 from bench.machine import describe
-from bench.measure import no_collection, rep, stopwatch
+from bench.measure import SOLE_S, no_collection, rep, stopwatch
 from bench.modes import bound
 from bench.plan import read_plan
 from bench.records import now, one_line
@@ -31,7 +31,7 @@ from profiles import memory_timeline
 from profiles.ranges import annotate, record_with
 
 ANSWER = "captured.json"
-WARMUPS = 1  # after the run that collects the kernels
+WARMUPS = 1  # after the run that collects the kernels, unless that one took longer than SOLE_S
 REPS = 5
 WINDOW_S = 2.0  # a slow cell is repeated less often, so that all repetitions take about this
 RANGES = {"nsys": "nvtx", "ncu": "nvtx", "torch": "torch", "proton": "proton"}
@@ -67,9 +67,12 @@ def capture(setting, cell, folder, profiler, reps=None, with_memory=False, say=l
     started, watch = now(), stopwatch(setting.device)
     say("builds the model and warms up")
     with record_with(None), setting.bound(cell) as (model, work):
-        *_, kernels = work.outputs()
+        outputs = []
+        seconds, _ = watch(lambda: outputs.extend(work.outputs()))
+        kernels = outputs.pop()
+        outputs.clear()
         work.reset()
-        for _ in range(WARMUPS):
+        for _ in range(WARMUPS if seconds < SOLE_S[setting.device.type] else 0):
             seconds, _ = watch(work)
             work.reset()
         reps = reps or max(1, min(REPS, int(WINDOW_S / seconds)))

@@ -27,6 +27,8 @@ class Architecture:
         problems: of (settings as a dict, batch, seqlen, decode): [(how often, problem)] of all its blocks, without the
             head; `seqlen` is the context with the new token where `decode` is set.
         initial: of (name, shape, config, generator): the value of a parameter, float64; the source is named beside it.
+        classes: {model type: what its classes' names begin with in transformers}; a type without an entry is looked up
+            through transformers' auto classes, whose import takes seconds.
         presets: {name of a preset: keyword arguments of its configuration}, where it joins the pairs of
             `models.presets`; a `model_type` among them is one of `model_types`.
     """
@@ -38,5 +40,6 @@ class Architecture:
     settings: tuple[str, ...]
     problems: Callable
     initial: Callable
+    classes: dict = field(default_factory=dict)
     decode_operators: tuple[str, ...] = ()
     presets: dict = field(default_factory=dict)

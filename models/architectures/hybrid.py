@@ -73,6 +73,7 @@ ARCHITECTURE = Architecture(
     name="hybrid",
     title="the hybrid",
     model_types=("jamba",),
+    classes={"jamba": "Jamba"},
     operators=("causal_conv1d", "selective_scan", "causal_attention"),
     decode_operators=("causal_conv1d_update", "selective_state_update"),
     settings=(

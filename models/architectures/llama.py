@@ -51,6 +51,7 @@ ARCHITECTURE = Architecture(
         "llama", "mistral", "qwen2", "qwen3", "olmo", "olmo2", "granite", "smollm3", "phi3", "gemma", "glm4", "cohere",
         "starcoder2", "stablelm",
     ),
+    classes={"llama": "Llama"},
     operators=("causal_attention",),
     settings=(
         "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size", "num_attention_heads",

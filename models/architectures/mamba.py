@@ -91,6 +91,7 @@ ARCHITECTURE = Architecture(
     name="mamba",
     title="Mamba",
     model_types=("mamba", "falcon_mamba"),
+    classes={"mamba": "Mamba", "falcon_mamba": "FalconMamba"},
     operators=("causal_conv1d", "selective_scan"),
     decode_operators=("causal_conv1d_update", "selective_state_update"),
     settings=(

@@ -88,6 +88,7 @@ ARCHITECTURE = Architecture(
     name="mamba2",
     title="Mamba-2",
     model_types=("mamba2",),
+    classes={"mamba2": "Mamba2"},
     operators=("causal_conv1d", "ssd_scan"),
     decode_operators=("causal_conv1d_update", "selective_state_update"),
     settings=(

@@ -264,5 +264,5 @@ def test_help_shows_both_extents(capsys):
     with pytest.raises(SystemExit):
         metrics.main(["-h"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "(default: 192, full 1847; on a GPU 2048, full 8192)" in text
+    assert "(default: 128, full 1847; on a GPU 2048, full 8192)" in text
     assert json.dumps(list(GROUPS)).strip("[]").replace('"', "").replace(", ", ",") in text
