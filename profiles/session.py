@@ -122,7 +122,9 @@ class Session:
                 break
             answers[cell] = json.loads(answer.read_text(encoding="utf-8"))
             answer.unlink()
-        return answers, shlex.join(command)
+        # as a person would type it: a record should not hold the paths of a machine
+        words = ["python" if word == sys.executable else word for word in command]
+        return answers, shlex.join(words)
 
     def _command(self, cells, scratch):
         command = [
