@@ -7,7 +7,6 @@ of a worker: `python -m bench.calibrate` takes a plan as JSON and gives what `ca
 """
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -24,8 +23,9 @@ from bench.cost import (
     token_seconds,
     training_seconds,
 )
+from bench.engines.node import environment, worker_settings
 from bench.forward import Models
-from bench.machine import measure_peaks, wait_policy
+from bench.machine import measure_peaks
 from bench.modes import bound
 from bench.plan import Cell, Plan
 from bench.slices import label
@@ -40,12 +40,10 @@ SLOW_S = 0.3  # one run of this is enough
 
 def calibrated(plan):
     """As `calibrate`, in a process of its own; (None, {}) if that fails: the estimate is a rough one then."""
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"),
-                            str(plan.options["threads"]))  # fmt: skip
     ended = subprocess.run(
         [sys.executable, "-m", "bench.calibrate"],
         input=json.dumps(plan.to_json()),
-        env=os.environ | threads | {"OMP_WAIT_POLICY": wait_policy(), "HF_HUB_OFFLINE": "1"},
+        env=environment(worker_settings(plan.options["threads"])),
         capture_output=True,
         text=True,
         check=False,

@@ -14,8 +14,7 @@ from pathlib import Path
 from bench.attempt import Attempt
 from bench.blocks import Job, jobs
 from bench.engines.local import LocalEngine
-from bench.engines.node import Assignment
-from bench.machine import wait_policy
+from bench.engines.node import Assignment, worker_settings
 from bench.memory import read_peaks
 from bench.records import make_record
 from bench.references import missing
@@ -87,12 +86,7 @@ class Runner:
 
     def settings(self, **extra):
         """{environment variable: value, or None to take it away} of workers."""
-        settings = {"TRITON_INTERPRET": None, "OMP_WAIT_POLICY": wait_policy()}
-        threads = self.plan.options.get("threads")
-        if threads:
-            names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-            settings |= dict.fromkeys(names, str(threads))
-        return settings | {"HF_HUB_OFFLINE": "1"} | extra
+        return worker_settings(self.plan.options.get("threads")) | extra
 
     def _serve_all(self, places, left):
         """Work on all places at once until no job is left; returns the places that are still good."""

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from bench.machine import describe, wait_policy
+from bench.engines.node import environment, worker_settings
+from bench.machine import describe
 from bench.plan import Plan
 from bench.profilers import Profiler
 from bench.records import now
@@ -28,7 +29,6 @@ from profiles.captured import ANSWER
 from profiles.events import ProfileError
 from profiles.nsight import CaptureError
 
-ROOT = Path(__file__).resolve().parent.parent
 FILES = {
     "report": "capture.ncu-rep", "trace": "trace.json.gz", "tree": "proton.hatchet", "timeline": "timeline.csv",
     "work": "work.csv", "memory": "memory.csv", "memory_by_range": "memory_by_range.csv",
@@ -110,10 +110,11 @@ class Session:
         by_id, answers = {cell.id: cell for cell in cells}, {}
         command = self._command(cells, scratch)
         say(cells[0], "starts")
+        env = environment(worker_settings(self.plan.options.get("threads")))
         log = self.out / "log.txt"
         with log.open("a", encoding="utf-8") as said:
             start = said.tell()
-            for event in followed(command, environment(self.plan), said):
+            for event in followed(command, env, said):
                 say(by_id[event["cell"]], event["text"])
         for cell in cells:
             answer = scratch / cell.id / ANSWER
@@ -211,17 +212,6 @@ def died(log, start):
     said = log.read_bytes()[start:].decode(errors="replace").split("\n")
     last = " ".join(" ".join(list(filter(None, said))[-TAIL:]).split())[-300:]
     return f"the process ended before the recording did; it said last: {last or 'nothing'}"
-
-
-def environment(plan):
-    """The variables of a process that runs cells: those of the sweep's workers."""
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env |= {"OMP_WAIT_POLICY": wait_policy(), "HF_HUB_OFFLINE": "1"}
-    if threads := plan.options.get("threads"):
-        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-        env |= dict.fromkeys(names, str(threads))
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), env.get("PYTHONPATH"))))
-    return env
 
 
 def followed(command, env, log):

@@ -19,6 +19,7 @@ from itertools import chain
 from pathlib import Path
 
 from bench.engines.stream import Stream
+from bench.machine import wait_policy
 
 END_TIMEOUT_S = 30.0  # of a process that has closed its output
 LOOK_EVERY_S = 1.0
@@ -40,6 +41,13 @@ class Assignment:
     line: str
     settings: dict
     command: tuple = ()
+
+
+def worker_settings(threads=None):
+    """{environment variable: value, or None to take it away} of a process that runs cells on `threads` cores."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS") if threads else ()
+    fixed = {"TRITON_INTERPRET": None, "OMP_WAIT_POLICY": wait_policy(), "HF_HUB_OFFLINE": "1"}
+    return fixed | dict.fromkeys(names, str(threads))
 
 
 def environment(settings):

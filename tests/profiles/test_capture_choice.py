@@ -10,7 +10,7 @@ from bench.records import make_record
 from profiles import capture, choice
 from profiles.choice import Spec, parse
 
-OPTIONS = {
+OPTIONS = {"threads": 1, "logits": "last", 
     "mode": ["prefill", "train"], "dtype": ["fp32", "bf16"], "launch": ["eager"], "batch": [1, 4], "seqlens": [64, 512],
     "arch": ["mamba", "llama"], "device": "cpu",
 }  # fmt: skip
