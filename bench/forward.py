@@ -49,16 +49,15 @@ def build_planned(arch, options, dtype=torch.float32, layers=None):
 def planned_preset(options):
     """The Preset that the options of a plan name, widened to the tokenizer's vocabulary where that is larger."""
     preset = PRESETS[options["preset"]]
-
-    def fitted(settings):
-        found = {"vocab_size": max(options["vocabulary"], settings["vocab_size"])}
-        if options.get("chunk") and "max_position_embeddings" in settings:
-            # a prompt in chunks may be of any length, and the rotary table has no end
-            longest = max(options["seqlens"]) + ("decode" in options["mode"])
-            found["max_position_embeddings"] = max(longest, settings["max_position_embeddings"])
-        return settings | found
-
-    return preset.changed(fitted)
+    widened = preset.changed(
+        lambda settings: (
+            settings | {"vocab_size": max(options["vocabulary"], settings["vocab_size"])}
+        )
+    )
+    if options.get("chunk"):  # a prompt in chunks may be of any length
+        longest = max(options["seqlens"]) + ("decode" in options["mode"])
+        return widened.with_positions(longest)
+    return widened
 
 
 class Models:

@@ -17,7 +17,7 @@ import json
 import os
 import sys
 from contextlib import closing, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -202,19 +202,11 @@ class Lab:
     def _get(self, arch):
         if self._arch != arch:
             self._model = self._proof = None  # the memory of the one before
-            preset = _with_positions(PRESETS[self.args.preset], self.longest)
+            preset = PRESETS[self.args.preset].with_positions(self.longest)
             dtype = TORCH_DTYPES[self.args.dtype]
             self._model = build(arch, preset, seed=self.args.seed, dtype=dtype, device=self.device)
             self._arch = arch
         return self._model
-
-
-def _with_positions(preset, longest):
-    """The preset with as many positions for LLaMA as are read; its rotary table has no end."""
-    if preset.llama is None:
-        return preset
-    positions = max(longest, preset.llama["max_position_embeddings"])
-    return replace(preset, llama=preset.llama | {"max_position_embeddings": positions})
 
 
 def read_rows(file):

@@ -63,6 +63,14 @@ class Preset:
         pair = {arch: found.pop(arch) for arch in PAIR if arch in found}
         return replace(self, **pair, others=found)
 
+    def with_positions(self, longest):
+        """The same with at least `longest` positions wherever they are counted: a rotary table has no end."""
+        name = "max_position_embeddings"
+        longer = lambda settings: (
+            settings | ({name: max(longest, settings[name])} if name in settings else {})
+        )
+        return self.changed(longer)
+
 
 def _mamba(hidden_size, num_hidden_layers, tie_word_embeddings):
     return PLAIN_TEXT | {

@@ -2,11 +2,12 @@
 
 import json
 import sys
+from collections import defaultdict
 from pathlib import Path
 
-from bench.blocks import whereabouts
+from bench.blocks import place, whereabouts
 from bench.plan import Cell, Plan
-from bench.records import NAME, Appender, done, read_records, statuses
+from bench.records import NAME, Appender, done, latest, read_records, statuses
 from bench.runner import Runner
 
 FAKE = (sys.executable, "-S", str(Path(__file__).with_name("fake_worker.py")))
@@ -84,3 +85,12 @@ class Bench:
 
     def log(self):
         return (self.path / "log.txt").read_text()
+
+
+def devices(records):
+    """{(round, seqlen): places} of the records that count and have a time."""
+    found = defaultdict(set)
+    for record in latest(records):
+        if record["status"] == "ok":
+            found[record["round"], record["cell"]["seqlen"]].add(place(record["device"]))
+    return found

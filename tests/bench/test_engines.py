@@ -16,9 +16,9 @@ from bench.engines.local import LocalEngine
 from bench.engines.node import Assignment, environment, listing, run_directory
 from bench.options import make_parser
 from bench.plan import Cell, Plan, PlanError
-from bench.records import Run, latest, make_record
+from bench.records import Run, make_record
 from bench.runner import RunnerError
-from tests.bench.fakes import Bench
+from tests.bench.fakes import Bench, devices
 
 GPUS = ["GPU-a", "GPU-b", "GPU-c"]
 CELLS = [Cell("mamba", impl, "tiny", n) for impl in ("hf", "torch") for n in (16, 32)]
@@ -35,15 +35,6 @@ def bench(tmp_path):
     yield make
     for one in made:
         one.close()
-
-
-def devices(records):
-    """{(round, seqlen): places} of the records that count and have a time."""
-    found = defaultdict(set)
-    for record in latest(records):
-        if record["status"] == "ok":
-            found[record["round"], record["cell"]["seqlen"]].add(place(record["device"]))
-    return found
 
 
 def at(cell, round_, where, status="ok"):

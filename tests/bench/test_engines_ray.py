@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 import time
-from collections import defaultdict
 from contextlib import closing
 
 import pytest
@@ -17,7 +16,7 @@ from bench.plan import PlanError
 from bench.planning import create, make_plan
 from bench.records import NAME, latest, read_records
 from bench.sweep import carry_out
-from tests.bench.fakes import Bench
+from tests.bench.fakes import Bench, devices
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = os.environ[LOOPBACK] = "0"
 ray = pytest.importorskip("ray", reason="the package ray is not installed")
@@ -54,15 +53,6 @@ def bench(cluster, tmp_path):
     yield make
     for one in made:
         one.close()
-
-
-def devices(records):
-    """{(round, seqlen): places} of the records that count."""
-    found = defaultdict(set)
-    for record in latest(records):
-        if record["status"] == "ok":
-            found[record["round"], record["cell"]["seqlen"]].add(place(record["device"]))
-    return found
 
 
 def test_blocks_are_measured_on_both_nodes_each_on_one_device(bench):

@@ -26,7 +26,7 @@ def begin():
 
 
 class Lab:
-    place = {"node": "here", "gpu": None, "uuid": None, "cpu": "some CPU"}  # noqa: RUF012
+    place = {"node": "here", "gpu": None, "uuid": None, "cpu": "some CPU"}  # noqa: RUF012, nothing changes it
 
     def __init__(self, run):
         self.run = Path(run)
