@@ -33,6 +33,7 @@ METRICS_FORWARDS = {
 }  # forwards of the longest length, by `torch`
 PROFILE_S = 5.0
 REPORT_S, REPORT_CELL_S = 8.0, 0.09  # tables, figures and page
+TABLES_SHARE = 0.5  # of it; the rest is the page
 
 
 @dataclass(frozen=True)
@@ -262,8 +263,10 @@ def sweep_seconds(plan, clock, metrics, profiler, finished=frozenset(), peaks=No
     parts["metrics"] = METRICS_S[metrics] + METRICS_FORWARDS[metrics] * _longest_seconds(
         plan, rates
     )
-    parts["profiles"] = 0.0 if profiler == "none" else PROFILE_S * len(plan.architectures)
     parts["report"] = REPORT_S + REPORT_CELL_S * len(plan.cells)
+    # the profiler works beside the tables
+    profiles = 0.0 if profiler == "none" else PROFILE_S * len(plan.architectures)
+    parts["profiles"] = max(0.0, profiles - TABLES_SHARE * parts["report"])
     return parts
 
 

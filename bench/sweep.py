@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import traceback
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 
 from filelock import FileLock, Timeout
 from rich.console import Console
@@ -99,9 +99,7 @@ def run(args, said, argv, out):
             with closing(make_engine(args, path, plan)) as engine:
                 status = carry_out(path, plan, said, args.cell_timeout, engine)
             if status == 0:
-                status = represent(path, metrics)
-                status = max(status, profile(path, profiler))
-                status = max(status, conclude(path, out))
+                status = conclude(path, out, metrics, profiler)
                 tell_time(path, time.monotonic() - started, expected)
             return status
     except OSError as error:
@@ -206,56 +204,85 @@ def settle(plan, untimed, appender):
     return measured, proofs
 
 
+def conclude(path, out, metrics, profiler):
+    """Make everything of a complete run that is not its records, and print the tables; returns the exit status."""
+    status = represent(path, metrics)
+    with profiling(path, profiler) as profiled:  # the tables do without it
+        status = max(status, tabulate(path, out))
+    return max(status, *profiled, report(path, out))
+
+
 def represent(path, extent):
     """Compute the representation metrics of a run, in a process of their own; returns the exit status."""
     if extent == "none":
         return 0
     command = ["python", "-m", "analysis.metrics", str(path), "--extent", extent]
-    return aside(command, "metrics are missing; to see why and complete them")
+    with aside(command, "metrics are missing; to see why and complete them") as ended:
+        pass
+    return ended[0]
 
 
-def profile(path, profiler):
-    """Profile the fastest cell of each architecture, in a process of its own; returns the exit status."""
+def profiling(path, profiler):
+    """Profile the fastest cell of each architecture, in a process of its own, as `aside` does."""
     if profiler == "none":
-        return 0
+        return nullcontext([0])
     command = ["python", "-m", "profiles.capture", str(path), "--fastest", "--missing"]
     return aside(
         [*command, "--profiler", profiler], "profiles are missing; to see why and complete them"
     )
 
 
+@contextmanager
 def aside(command, failure):
-    """Run a command of the lab, quietly, in a process of its own; returns 0 or 1."""
-    with interruptible():
-        ended = subprocess.run([sys.executable, *command[1:], "--quiet"], check=False).returncode
-    if ended == 130:
+    """Run a command of the lab, quietly, in a process of its own beside the body; the list it gives gets 0 or 1."""
+    ended = []
+    with interruptible(), subprocess.Popen([sys.executable, *command[1:], "--quiet"]) as process:
+        try:
+            yield ended
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            raise
+    if code == 130:
         raise KeyboardInterrupt
-    if ended:
+    if code:
         say(Console(stderr=True), f"error: {failure}: {shlex.join(command)}")
-    return int(ended != 0)
+    ended.append(int(code != 0))
 
 
-def conclude(path, out):
-    """Write the tables, figures and the report of a complete run, and print the tables."""
+def tabulate(path, out):
+    """Write the tables and figures of a complete run, and print the tables; returns the exit status."""
     from analysis import sliced, summary
-    from analysis.report.page import build
 
-    console = Console(stderr=True)
-    try:
+    with told(path, "tables") as failed:
         for renderable in [*summary.write(path), *sliced.write(path)]:
             out.print(renderable)
-        report = build([path])
+    return len(failed)
+
+
+def report(path, out):
+    """Write the report of a complete run; returns the exit status."""
+    from analysis.report.page import build
+
+    with told(path, "report") as failed:
+        page = build([path])
+        out.print(f"report: {page}", highlight=False, soft_wrap=True)
+        out.print(f"run: {path}", highlight=False)
+    return len(failed)
+
+
+@contextmanager
+def told(path, what):
+    """Say on one line, and in log.txt in full, why `what` of a run cannot be made; the list it gives gets the error."""
+    failed = []
+    try:
+        yield failed
     except Exception as error:
         with (path / "log.txt").open("a") as log:
             traceback.print_exc(file=log)
-        say(
-            console,
-            f"error: the run is complete, its tables or report are not: {error}; see {path / 'log.txt'}",
-        )
-        return 1
-    out.print(f"report: {report}", highlight=False, soft_wrap=True)
-    out.print(f"run: {path}", highlight=False)
-    return 0
+        failed.append(error)
+        found = f"error: the run is complete, its {what} cannot be made: {error}; see {path / 'log.txt'}"
+        say(Console(stderr=True), found)
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def sweep_here(argv, err, inject, before):
     os.environ["PYTHONPATH"] = str(inject)
     import bench.sweep
 
-    bench.sweep.conclude = lambda path, out: 0
+    bench.sweep.conclude = lambda *args: 0
     if before is not None:
         before()
     sys.exit(bench.sweep.main(argv))
