@@ -21,6 +21,7 @@ BUDGET_S = {"cpu": 0.06, "cuda": 1.0}
 TOKENIZERS = (*VOCAB_SIZES, CHECKPOINT)
 METRICS = ("none", "small", "full")
 PROFILES = ("none", "torch", "nsys", "auto")
+REPORTS = ("none", "page")
 NOT_PLANNED = (
     "out",
     "resume",
@@ -32,6 +33,7 @@ NOT_PLANNED = (
     "cell_timeout",
     "metrics",
     "profile",
+    "report",
     *choice.OPTIONS,
 )
 
@@ -119,6 +121,8 @@ def make_parser(description):
     how("--profile", choices=PROFILES, default="torch",
         help="a profile of the fastest cell of each architecture, after the measurements (python -m profiles.capture "
         "RUN makes others)")  # fmt: skip
+    how("--report", choices=REPORTS, default="page",
+        help="report.html at the end (python -m analysis.report RUN makes it on any machine)")  # fmt: skip
 
     choice.add_options(parser)
 

@@ -99,7 +99,7 @@ def run(args, said, argv, out):
             with closing(make_engine(args, path, plan)) as engine:
                 status = carry_out(path, plan, said, args.cell_timeout, engine)
             if status == 0:
-                status = conclude(path, out, metrics, profiler)
+                status = conclude(path, out, metrics, profiler, args.report)
                 tell_time(path, time.monotonic() - started, expected)
             return status
     except OSError as error:
@@ -204,12 +204,14 @@ def settle(plan, untimed, appender):
     return measured, proofs
 
 
-def conclude(path, out, metrics, profiler):
-    """Make everything of a complete run that is not its records, and print the tables; returns the exit status."""
+def conclude(path, out, metrics, profiler, page):
+    """Make what follows the records of a complete run, and print the tables; returns the exit status."""
     status = represent(path, metrics)
     with profiling(path, profiler) as profiled:  # the tables do without it
         status = max(status, tabulate(path, out))
-    return max(status, *profiled, report(path, out))
+    status = max(status, *profiled, report(path, out) if page == "page" else 0)
+    out.print(f"run: {path}", highlight=False)
+    return status
 
 
 def represent(path, extent):
@@ -267,7 +269,6 @@ def report(path, out):
     with told(path, "report") as failed:
         page = build([path])
         out.print(f"report: {page}", highlight=False, soft_wrap=True)
-        out.print(f"run: {path}", highlight=False)
     return len(failed)
 
 

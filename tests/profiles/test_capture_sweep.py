@@ -77,11 +77,19 @@ def test_an_interrupted_sweep_ends_its_capture(started, tmp_path):
 
 def test_a_run_without_tables_still_gets_its_page_and_says_what_is_missing(tmp_path, capsys):
     out = Console(file=io.StringIO())
-    assert sweep.conclude(tmp_path, out, "none", "none") == 1
+    assert sweep.conclude(tmp_path, out, "none", "none", "page") == 1
     said = capsys.readouterr().err
     assert "its tables cannot be made" in said
     assert "its report cannot be made" in said
     assert "Traceback" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_page_that_is_not_wanted_is_not_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "tabulate", lambda path, out: 0)
+    monkeypatch.setattr(sweep, "report", None)
+    out = Console(file=io.StringIO())
+    assert sweep.conclude(tmp_path, out, "none", "none", "none") == 0
+    assert f"run: {tmp_path.name}" in out.file.getvalue().replace(str(tmp_path.parent) + "/", "")
 
 
 def test_the_option_takes_the_profilers_that_mark_ranges():
