@@ -54,7 +54,7 @@ def main(argv=None):
         record = args.record or args.readme.parent / named
         name = os.path.relpath(record, args.readme.parent)
         if args.check:
-            return _compare(
+            return compare(
                 args.readme, old, block(Results(apart(read_run(args.run or record))), record, name)
             )
         if args.run is None:
@@ -141,9 +141,9 @@ def block(results, record, name):
         _spread(results, setting, row.seqlen),
         f"The paper published {TIME_RATIO} for time and {MEMORY_RATIO} for memory at {LENGTH:,} tokens. The run with "
         f"all its samples: [`{name}`]({name}/tables/winners.md), made by `{run.plan.get('command')}` at revision "
-        f"`{_revision(run.machine)}`.",
+        f"`{revision(run.machine)}`.",
     ]
-    parts = [text if text.startswith("|") else _wrapped(text) for text in texts]
+    parts = [text if text.startswith("|") else wrapped(text) for text in texts]
     shown = [(TIME, "Time of one forward over length"), (SHOT, "The top of the report of this run")]
     above, below = (
         [f"![{alt}]({name}/{file})"] * (Path(record) / file).exists() for file, alt in shown
@@ -151,15 +151,15 @@ def block(results, record, name):
     return "\n\n".join([*above, *parts, *below]) + "\n"
 
 
-def _wrapped(text):
-    return textwrap.fill(text, WIDTH_OF_TEXT, break_long_words=False, break_on_hyphens=False)
+def wrapped(text, width=WIDTH_OF_TEXT):
+    """A paragraph in lines of a file."""
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def _conditions(run, setting, seqlen):
     """What was measured, where, and how to read the ratios."""
-    machine, options = run.machine, run.plan.get("options") or {}
-    gpu = (machine.get("gpu") or {}).get("name")
-    where = gpu or f"{machine.get('cores')} cores of {machine.get('cpu')}"
+    options = run.plan.get("options") or {}
+    where = machine_name(run.machine)
     weights = "trained weights" if options.get("checkpoint") else "random weights"
     mode = "" if setting.mode == "prefill" else f", {MODES[setting.mode]}"
     launch = "" if setting.launch == "eager" else f", launch {setting.launch}"
@@ -214,7 +214,14 @@ def _at(table, setting, seqlen):
     return table[table.seqlen == seqlen]
 
 
-def _revision(machine):
+def machine_name(machine):
+    """The GPU of a machine.json, or its cores."""
+    gpu = (machine.get("gpu") or {}).get("name")
+    return gpu or f"{machine.get('cores')} cores of {machine.get('cpu')}"
+
+
+def revision(machine):
+    """The revision of the code that a machine.json names, in seven characters."""
     git = machine.get("git") or {}
     return (git.get("revision") or "unknown")[:7] + " with uncommitted changes" * bool(
         git.get("dirty")
@@ -287,7 +294,7 @@ def screenshot(page, path):
         )
 
 
-def _compare(path, old, new):
+def compare(path, old, new):
     """0 if a file says what its record says; what differs goes to standard error."""
     if old == new:
         return 0
