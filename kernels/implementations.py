@@ -9,7 +9,6 @@ import importlib.util
 import os
 from collections.abc import Callable
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -63,7 +62,7 @@ TABLE = {
         "reference": "kernels.causal_attention.reference:causal_attention_ref",
     },
     "ssd_scan": {
-        "triton": "kernels.ssd_scan.expanded:ssd_scan_triton",
+        "triton": "kernels.ssd_scan.forward:ssd_scan_triton",
         "cuda": "kernels.ssd_scan.cuda:ssd_scan_cuda",
         "torch": "kernels.ssd_scan.portable:ssd_scan_torch",
         "cpu": "kernels.ssd_scan.expanded:ssd_scan_cpu",
@@ -96,7 +95,7 @@ BACKWARD = {
         "cpu": "kernels.causal_conv1d.cpu:causal_conv1d_backward_cpu",
     },
     "causal_attention": {
-        "triton": "kernels.causal_attention.backward:causal_attention_backward_triton",
+        "triton": "kernels.causal_attention.backward:causal_attention_backward_triton"
     },
 }
 
@@ -234,28 +233,28 @@ def _missing(module, remedy):
     return "" if found else f"the module {module} is not installed ({remedy})"
 
 
-_recorder: ContextVar[dict | None] = ContextVar("crossover_kernel_manifest", default=None)
+# of the process and not of a context: autograd computes the gradients of CUDA tensors in a thread of its own
+_manifest: dict | None = None
 
 
 @contextmanager
 def recording():
     """Collect the manifest of what really runs: `with recording() as manifest:` fills {operator: kernel}."""
-    manifest = {}
-    token = _recorder.set(manifest)
+    global _manifest
+    before, _manifest = _manifest, {}
     try:
-        yield manifest
+        yield _manifest
     finally:
-        _recorder.reset(token)
+        _manifest = before
 
 
 def is_recording():
     """Whether a manifest is being collected (a kernel's name may cost something to find out)."""
-    return not torch.compiler.is_compiling() and _recorder.get() is not None
+    return not torch.compiler.is_compiling() and _manifest is not None
 
 
 def note(operator, kernel):
     """Called by every implementation with the name of the kernel that it is about to run."""
     if is_recording():
-        manifest = _recorder.get()
-        seen = manifest.get(operator, kernel).split(" + ")
-        manifest[operator] = " + ".join(dict.fromkeys([*seen, kernel]))
+        seen = _manifest.get(operator, kernel).split(" + ")
+        _manifest[operator] = " + ".join(dict.fromkeys([*seen, kernel]))
