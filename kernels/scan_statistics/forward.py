@@ -13,7 +13,7 @@ import triton
 from kernels.implementations import interpreted, note
 from kernels.scan_statistics.forward_kernels import CARRIED, scan_statistics_kernel
 from kernels.scan_statistics.reference import ScanStatistics, means
-from kernels.selective_scan.forward import static_case
+from kernels.specialise import static_case
 
 # Not measured on a GPU yet. Two states share softplus and logarithm of a step size; more would leave fewer warps.
 CONFIG = {"BLOCK_N": 2, "BLOCK_D": 32}

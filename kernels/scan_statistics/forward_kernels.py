@@ -4,7 +4,7 @@
 import triton
 import triton.language as tl
 
-from kernels.selective_scan.forward_kernels import LN2, LOG2E, softplus
+from kernels.selective_scan.exponentials import LN2, LOG2E, softplus
 
 NOTHING = tl.constexpr(-1e30)  # the logarithm of a weight of zero
 UNDEFINED = tl.constexpr(-5e29)  # ln Z below which no weight has come yet

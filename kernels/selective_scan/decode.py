@@ -9,13 +9,25 @@ import triton
 import triton.language as tl
 
 from kernels.implementations import interpreted, note
-from kernels.selective_scan.forward import static_case
-from kernels.selective_scan.forward_kernels import LOG2E, softplus
+from kernels.selective_scan.exponentials import LOG2E, softplus
+from kernels.selective_scan.problem import StateUpdateProblem
+from kernels.specialise import TYPES, static_case
+from kernels.tuning import configuration, using
 
-# States a program of one warp: 16 a lane share the work on addresses and channels, so that 32 of them take 24
+# TILE: states a program of one warp. 16 a lane share the work on addresses and channels, so that 32 of them take 24
 # issue slots (sm_90, bfloat16) where 8 a lane take 40. Not measured on a GPU yet.
-TILE = 512
-OPTIONS = {"num_warps": 1}
+CONFIG = {"TILE": 512, "num_warps": 1}
+TILES = (
+    (512, 1),
+    (256, 1),
+    (1024, 1),
+    (512, 2),
+    (1024, 2),
+    (1024, 4),
+    (2048, 4),
+    (2048, 2),
+    (4096, 8),
+)
 
 
 def selective_state_update_triton(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus):
@@ -27,7 +39,7 @@ def selective_state_update_triton(state, x, dt, A, B, C, D, z, dt_bias, dt_softp
     note("selective_state_update", "triton.selective_state_update")
     y, grid, args = plan(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus)
     with torch.cuda.device_of(x):
-        selective_state_update_kernel[grid](**args, **OPTIONS)
+        selective_state_update_kernel[grid](**args)
     return y
 
 
@@ -36,7 +48,16 @@ def plan(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus):
     batch, dim, dstate = state.shape
     ngroups = B.shape[1]
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    tile = _tile(dim // ngroups, dstate)
+    block_n = triton.next_power_of_2(dstate)
+    config = configuration(
+        "selective_state_update", default_configuration(dim // ngroups, dstate), x.device,
+        same={"dtype": TYPES[state.dtype], "dstate": dstate}, near={"channels": batch * dim},
+    )  # fmt: skip
+    tile = {
+        "BLOCK_D": max(1, config["TILE"] // block_n),
+        "BLOCK_N": block_n,
+        "num_warps": config["num_warps"],
+    }
     strides = lambda t: None if t is None else t.stride()
     args = dict(
         state_ptr=state, x_ptr=x, dt_ptr=dt, A_ptr=A, B_ptr=B, C_ptr=C, D_ptr=D, z_ptr=z, bias_ptr=dt_bias,
@@ -51,11 +72,19 @@ def plan(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus):
     return y, (ngroups * triton.cdiv(dim // ngroups, tile["BLOCK_D"]) * batch,), args
 
 
-def _tile(group_dim, dstate):
-    block_n = triton.next_power_of_2(dstate)
+def default_configuration(group_dim, dstate):
+    """The static choice for a problem: {name: value}."""
     if interpreted():  # there a step costs the same for any width
-        return {"BLOCK_D": triton.next_power_of_2(group_dim), "BLOCK_N": block_n}
-    return {"BLOCK_D": TILE // block_n, "BLOCK_N": block_n}
+        tile = triton.next_power_of_2(group_dim) * triton.next_power_of_2(dstate)
+        return CONFIG | {"TILE": tile}
+    return CONFIG
+
+
+def candidates(kernel, problem, dtype, generation):
+    """Configurations to try for a StateUpdateProblem, the static choice first; the same for all dtypes and GPUs."""
+    default = default_configuration(problem.dim // problem.ngroups, problem.dstate)
+    tiles = [{"TILE": tile, "num_warps": warps} for tile, warps in TILES]
+    return (default, *(config for config in tiles if config != default))
 
 
 @triton.jit
@@ -116,22 +145,26 @@ def selective_state_update_kernel(
 
 def static_cases():
     """The default configuration, for `profiles.static`: states dense, and channels dense."""
-    from kernels.selective_scan.problem import StateUpdateProblem
+    for dtype in (torch.float32, torch.bfloat16):
+        for layout in ("states-inside", "channels-inside"):
+            yield _static_case(f"selective_state_update-{TYPES[dtype]}-{layout}", dtype, layout)
 
-    for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
-        inputs = StateUpdateProblem(64, 1024).inputs(dtype, "meta")
-        dense = inputs["state"].to(dtype)
-        for layout, state in (
-            ("states-inside", dense),
-            ("channels-inside", dense.transpose(1, 2).contiguous().transpose(1, 2)),
-        ):
-            _, _, args = plan(**inputs | {"state": state})
-            yield (
-                {
-                    "name": f"selective_state_update-{name}-{layout}",
-                    "work": {"states": args["BLOCK_D"] * state.shape[2]},
-                    "num_stages": 1,
-                }
-                | static_case(selective_state_update_kernel, args)
-                | OPTIONS
-            )
+
+def static_candidates(target):
+    """Each candidate as `static_cases` has the default, with its name and configuration."""
+    for config in candidates("selective_state_update", StateUpdateProblem(64, 1024), None, None):
+        with using(selective_state_update=config):
+            name = f"selective_state_update-bf16-t{config['TILE']}-w{config['num_warps']}"
+            case = _static_case(name, torch.bfloat16, "states-inside")
+        yield case | {"kernel_name": "selective_state_update", "configuration": config}
+
+
+def _static_case(name, dtype, layout):
+    inputs = StateUpdateProblem(64, 1024).inputs(dtype, "meta")
+    state = inputs["state"].to(dtype)
+    if layout == "channels-inside":
+        state = state.transpose(1, 2).contiguous().transpose(1, 2)
+    _, _, args = plan(**inputs | {"state": state})
+    work = {"states": args["BLOCK_D"] * state.shape[2]}
+    options = {"num_warps": args["num_warps"], "num_stages": 1}
+    return {"name": name, "work": work} | static_case(selective_state_update_kernel, args) | options

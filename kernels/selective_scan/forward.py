@@ -8,7 +8,11 @@ one token ahead, and strides in time are compile-time constants, so that address
 Where batch * dim cannot fill the machine, the sequence is split into segments. The kernel first runs without
 outputs, to find the state that each segment ends in when it starts from zero, and the sum of its step sizes;
 `carry_kernel` chains them (the decay over a segment is exp(A * sum)); then the kernel runs every segment from
-its true first state.
+its true first state. Exponentials are computed twice so: to keep those of the first pass would take 4 bytes of memory
+per state, and to write and read them takes as long as about eight exponentials (H200, 4.3 TB/s).
+
+The exponential unit is the narrowest pipe (8 clocks of a scheduler for a warp, where other arithmetic takes one), so
+some exponentials are polynomials instead: as many as make both pipes equally long in the machine code.
 
 Packed sequences change nothing of this: segments are cut from the whole packed axis, and a program walks the
 pieces of sequences in its own, starting anew where one begins. A reverse scan has negative strides.
@@ -17,27 +21,24 @@ pieces of sequences in its own, starting anew where one begins. A reverse scan h
 import torch
 import triton
 
-from kernels.implementations import interpreted, note
+from kernels.implementations import note
 from kernels.layout import empty_like
+from kernels.selective_scan.forward_configurations import (
+    CONFIG,
+    LABELS,
+    LAUNCH,
+    candidates,
+    default_configuration,
+)
 from kernels.selective_scan.forward_kernels import carry_kernel, selective_scan_fwd_kernel
 from kernels.selective_scan.workspace import workspace
+from kernels.specialise import TYPES, static_case
+from kernels.tuning import configuration, using
 
-# One warp a program; not measured on a GPU yet. 64 channels are two a thread: independent work that hides
-# latencies with few warps, and B and C are loaded once for both. 16 states of them and their rates take 64
-# registers; 208 in all leave nine warps to a multiprocessor, and with the assembler's own choice some spill.
-CONFIG = {"BLOCK_D": 64, "AHEAD": 2, "UNROLL": 4}
-OPTIONS = {"num_warps": 1, "num_stages": 1, "maxnreg": 208}
 CARRY = {"BLOCK": 128, "AHEAD": 8}
 MAX_STATES = 16  # in registers at once; a larger dstate runs in parts that add up
 
-# Splitting runs 16 of 20 exponentials twice and costs launches: worth it below half of the warps that a
-# multiprocessor needs, which is two for each of its four schedulers.
-WARPS_PER_SM = 8
 MIN_SEGMENT = 32  # tokens; a program also loads and stores its states, about four tokens of work
-
-# From here on (about 80 us of scan) converting B and C, two short launches, costs less than unpacking 16-bit
-# numbers for every block of channels, which is one instruction in ten.
-CONVERT_ELEMENTS = 1 << 24
 
 
 def selective_scan_triton(
@@ -64,7 +65,7 @@ def selective_scan_triton(
 def run(launches, u):
     with torch.cuda.device_of(u):
         for kernel, grid, args in launches:
-            kernel[grid](**args, **OPTIONS)
+            kernel[grid](**args)
 
 
 def plan(
@@ -80,10 +81,13 @@ def plan(
         (y, last_state, states or None, [(kernel, grid, arguments)]).
     """
     batch, dim, seqlen = u.shape
-    dstate = A.shape[1]
+    ngroups, dstate = B.shape[1:3]
+    config = configuration(
+        "selective_scan_fwd", default_configuration(batch, dim, seqlen, ngroups), u.device,
+        same={"dtype": TYPES[u.dtype], "dstate": dstate}, near={"channels": batch * dim, "seqlen": seqlen},
+    )  # fmt: skip
     D, delta_bias = (None if t is None else t.contiguous() for t in (D, delta_bias))
-    convert = u.numel() >= CONVERT_ELEMENTS
-    B, C = _rows(B, convert), _rows(C, convert)
+    B, C = _rows(B, config["CONVERT"]), _rows(C, config["CONVERT"])
     new = lambda *shape: torch.empty(shape, dtype=torch.float32, device=u.device)
     y = empty_like(u)
     last_state = new(batch if cu_seqlens is None else len(cu_seqlens) - 1, dim, dstate)
@@ -106,22 +110,26 @@ def plan(
             None if initial_state is None else initial_state[..., some],
             sums if first else None, y if last else sums, last_state[..., some],
             None if states is None else states[..., some], cu_seqlens, reverse, return_states, segments,
+            config,
         )  # fmt: skip
     return y, last_state, states, launches
 
 
 def _plan_part(
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, partial, y, last_state, states,
-    cu_seqlens, reverse, every, segments,
+    cu_seqlens, reverse, every, segments, config,
 ):  # fmt: skip
     """The launches for states that fit in registers at once."""
     batch, dim, seqlen = u.shape
     ngroups, dstate = B.shape[1:3]
-    config = _config(dim // ngroups)
     block_d = config["BLOCK_D"]
     programs = batch * ngroups * triton.cdiv(dim // ngroups, block_d)
-    segments = segments or choose_segments(programs, seqlen, _sm_count(u.device))
-    segment = triton.cdiv(seqlen, segments)
+    whole = 1
+    if not segments:
+        warps = config["num_warps"] * programs
+        segments = choose_segments(warps, seqlen, _sm_count(u.device), config["WARPS_PER_SM"])
+        whole = config["UNROLL"]  # trips, of which nothing is left to do token by token
+    segment = triton.cdiv(triton.cdiv(seqlen, segments), whole) * whole
     segments = triton.cdiv(seqlen, segment)
 
     initial = bounds = sequence = None
@@ -158,7 +166,8 @@ def _plan_part(
         TIME_STRIDES=tuple(time * t.stride(2) for t in (u, delta, z, partial) if t is not None),
         Y_STEP=time * y.stride(2), B_STEP=time * B.stride(3), C_STEP=time * C.stride(3),
         SOFTPLUS=delta_softplus, RAGGED=dim // ngroups % block_d != 0, DSTATE=dstate,
-        PACK=min(_pack(B), _pack(C)), EVERY=every if states is not None else 0, **config,
+        PACK=min(_pack(B, 128), _pack(C, 128)), EVERY=every if states is not None else 0,
+        POLY=min(config["POLY"], dstate), **{name: config[name] for name in LAUNCH}, num_stages=1,
     )  # fmt: skip
     if segments == 1:
         return [(selective_scan_fwd_kernel, (programs, 1), args)]
@@ -171,11 +180,12 @@ def _plan_part(
     absent = ("C", "D", "z", "first", "partial", "y", "states")
     only_states = args | {f"{name}_ptr": None for name in absent}
     only_states |= {"last_ptr": between, "last_strides": between.stride(), "steps_ptr": steps}
-    only_states |= {"TIME_STRIDES": args["TIME_STRIDES"][:2], "PACK": _pack(B), "EVERY": 0}
+    only_states |= {"TIME_STRIDES": args["TIME_STRIDES"][:2], "PACK": _pack(B, 128), "EVERY": 0}
+    only_states |= {"POLY": min(config["POLY_STATES"], dstate)}
     carry = dict(
         A_ptr=A, first_ptr=first, steps_ptr=steps, states_ptr=carried, sequence_ptr=sequence,
         A_strides=A.stride(), first_strides=strides(first),
-        segments=segments, dim=dim, dstate=dstate, **CARRY,
+        segments=segments, dim=dim, dstate=dstate, **CARRY, num_warps=1, num_stages=1,
     )  # fmt: skip
     outputs = args | {"first_ptr": between, "first_strides": between.stride()}
     return [
@@ -191,9 +201,9 @@ def _signed(strides, signs):
     return tuple(sign * stride for sign, stride in zip(signs, strides, strict=True))
 
 
-def choose_segments(programs, seqlen, sm_count):
-    """Into how many pieces of time to cut, for `programs` blocks of channels on `sm_count` multiprocessors."""
-    wanted = sm_count * WARPS_PER_SM
+def choose_segments(programs, seqlen, sm_count, warps_per_sm=CONFIG["WARPS_PER_SM"]):
+    """Into how many pieces of time to cut, for `programs` warps of channels on `sm_count` multiprocessors."""
+    wanted = sm_count * warps_per_sm
     if 2 * programs > wanted:
         return 1
     return max(1, min(triton.cdiv(wanted, programs), seqlen // MIN_SEGMENT))
@@ -205,10 +215,28 @@ def _sm_count(device):
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _config(group_dim):
-    if interpreted():  # there a step costs the same for any width
-        return CONFIG | {"BLOCK_D": min(4096, triton.next_power_of_2(group_dim))}
-    return CONFIG
+def static_candidates(target):
+    """Each candidate compiled for two typical problems, as `static_cases`, with its name and configuration."""
+    from kernels.selective_scan.problem import SelectiveScanProblem
+
+    generation = int(target[3]) if target.startswith("sm_") else None
+    for name, problem, dtype, segments in (
+        ("fp32", SelectiveScanProblem(8, 4096, 2048), torch.float32, 1),
+        ("bf16-split", SelectiveScanProblem(1, 32768, 2048), torch.bfloat16, 32),
+    ):
+        counted = []
+        for config in candidates("selective_scan_fwd", problem, dtype, generation):
+            seen = config | {"WARPS_PER_SM": None}  # which is not in the code
+            if seen in counted:
+                continue
+            counted.append(seen)
+            label = "-".join(f"{LABELS[key]}{config[key]:d}" for key in LABELS)
+            with using(selective_scan_fwd=config):
+                launches = plan(**problem.inputs(dtype, "meta"), segments=segments)[-1]
+            for kernel, _, args in launches:
+                if kernel is selective_scan_fwd_kernel:
+                    case = _static_case(f"{name}-{label}", kernel, args)
+                    yield case | {"kernel_name": "selective_scan_fwd", "configuration": config}
 
 
 def _rows(t, convert):
@@ -223,12 +251,12 @@ def _rows(t, convert):
     return rows.copy_(t.transpose(2, 3)).transpose(2, 3)
 
 
-def _pack(t):
-    """How many states one load can take: as many as 64 bits hold, if every row of `t` is aligned so."""
+def _pack(t, bits=64):
+    """How many states one load can take: as many as `bits` hold, if every row of `t` is aligned so."""
     if t.stride(2) != 1:
         return 1
     offsets = (t.shape[2], t.stride(0), t.stride(1), t.stride(3), t.data_ptr() // t.element_size())
-    pack = 8 // t.element_size()
+    pack = bits // 8 // t.element_size()
     while any(offset % pack for offset in offsets):
         pack //= 2
     return pack
@@ -253,37 +281,14 @@ def static_cases():
     ):
         launches = plan(**problem.inputs(dtype, "meta") | more, segments=segments)[-1]
         for kernel, _, args in launches[-1:] if problem is ragged else launches:
-            case = {"name": f"selective_scan_carry-{name}", "work": {}}
-            if kernel is selective_scan_fwd_kernel:
-                part = "states" if args["y_ptr"] is None else "fwd"
-                case["name"] = f"selective_scan_{part}-{name}"
-                case["work"] = {"tokens": args["UNROLL"], "channels": args["BLOCK_D"]}
-            yield case | static_case(kernel, args) | OPTIONS
+            yield _static_case(name, kernel, args)
 
 
-def static_case(kernel, args):
-    """How Triton would specialise `kernel` for `args`: types, and values that become constants."""
-    constants = {p.name for p in kernel.params if p.is_constexpr}
-    signature, constexprs = {}, {}
-    for i, name in enumerate(kernel.arg_names):
-        value = args[name]
-        if name in constants or value is None:
-            signature[name], constexprs[(i,)] = "constexpr", value
-        elif isinstance(value, tuple):
-            signature[name] = tuple("constexpr" if v == 1 else "i32" for v in value)
-            constexprs |= {(i, j): 1 for j, v in enumerate(value) if v == 1}
-        elif isinstance(value, int):
-            signature[name] = "constexpr" if value == 1 else "i32"
-            constexprs |= {(i,): 1} if value == 1 else {}
-        else:
-            signature[name] = f"*{_TYPES[value.dtype]}"
-    return {"kernel": kernel, "signature": signature, "constexprs": constexprs}
-
-
-_TYPES = {
-    torch.float32: "fp32",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.int32: "i32",
-    torch.int64: "i64",
-}
+def _static_case(name, kernel, args):
+    case = {"name": f"selective_scan_carry-{name}", "work": {}}
+    if kernel is selective_scan_fwd_kernel:
+        part = "states" if args["y_ptr"] is None else "fwd"
+        case["name"] = f"selective_scan_{part}-{name}"
+        case["work"] = {"tokens": args["UNROLL"], "channels": args["BLOCK_D"]}
+    options = {name: args[name] for name in ("num_warps", "num_stages", "maxnreg") if name in args}
+    return case | static_case(kernel, args) | options

@@ -4,8 +4,7 @@
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
+from kernels.selective_scan.exponentials import LOG2E, exp2_product, softplus
 
 
 @triton.jit
@@ -42,25 +41,32 @@ def restart(h, fresh, ptr, strides, row, offs_d, mask_d):
 
 @triton.jit
 def load_words(ptr, stride, mask, DSTATE: tl.constexpr, PACK: tl.constexpr):
-    """The DSTATE numbers of a row of B or C, PACK neighbours of them in one 32- or 64-bit load."""
+    """The DSTATE numbers of a row of B or C, PACK neighbours of them in one load of 32 to 128 bits.
+
+    Words of 32 or 64 bits: two of them for 128.
+    """
     bits: tl.constexpr = PACK * ptr.dtype.element_ty.primitive_bitwidth
     words = ()
     for i in tl.static_range(DSTATE // PACK):
         at = ptr + i * PACK * stride
-        if PACK > 1:
-            at = at.to(tl.pointer_type(tl.int64 if bits == 64 else tl.int32))
-        words = words + (tl.load(at, mask=mask),)
+        if bits == 128:
+            pair = tl.load(at.to(tl.pointer_type(tl.int64)) + tl.arange(0, 2), mask=mask)
+            words = words + pair.split()
+        else:
+            if PACK > 1:
+                at = at.to(tl.pointer_type(tl.int64 if bits == 64 else tl.int32))
+            words = words + (tl.load(at, mask=mask),)
     return words
 
 
 @triton.jit
 def unpack(words, n: tl.constexpr, dtype: tl.constexpr, PACK: tl.constexpr):
     """Number `n` of a row of `dtype` that `load_words` loaded, as float32."""
-    word = words[n // PACK]
+    bits: tl.constexpr = dtype.primitive_bitwidth
+    word = words[n * bits // 64 if bits * PACK == 128 else n // PACK]
     if PACK > 1:
-        bits: tl.constexpr = dtype.primitive_bitwidth
-        if bits * PACK == 64:
-            word = (word >> (32 * (bits * (n % PACK) // 32))).to(tl.int32)
+        if bits * PACK >= 64:
+            word = (word >> (bits * n % 64 // 32 * 32)).to(tl.int32)
         if dtype == tl.float32:
             word = word.to(tl.float32, bitcast=True)
         elif dtype == tl.bfloat16:
@@ -72,24 +78,11 @@ def unpack(words, n: tl.constexpr, dtype: tl.constexpr, PACK: tl.constexpr):
 
 
 @triton.jit
-def softplus(x):
-    """log(1 + e^x) = max(x, 0) + log1p(e^-|x|), with log1p(e) / e as a minimax polynomial (3e-8 on 0..1).
-
-    The hardware's logarithm errs by 2^-22 near 1, which is all of a small step size.
-    """
-    t = tl.abs(x) * -LOG2E
-    lost = tl.fma(tl.abs(x), LOG2E, t)  # what rounding t lost
-    e = tl.exp2(t)
-    e = tl.fma(e, lost * -LN2, e)
-    p = tl.fma(e, 0.0052323836292632615, -0.029504854178905443)
-    p = tl.fma(e, p, 0.07822699377928641)
-    p = tl.fma(e, p, -0.13663505598797418)
-    p = tl.fma(e, p, 0.1910622860210183)
-    p = tl.fma(e, p, -0.24843071230572322)
-    p = tl.fma(e, p, 0.3331911332122851)
-    p = tl.fma(e, p, -0.49999494283250223)
-    p = tl.fma(e, p, 0.9999999700104023)
-    return tl.fma(e, p, tl.maximum(x, 0.0))
+def widen(x):
+    """`x` as float32; a bfloat16 by its bits, which takes half of the instructions of a conversion."""
+    if x.dtype == tl.bfloat16:
+        x = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return x.to(tl.float32)
 
 
 @triton.jit
@@ -112,18 +105,26 @@ def later(streams, tokens, TIME_STRIDES: tl.constexpr):
 
 @triton.jit
 def advance(
-    h, steps, rates, token, B, bias,
+    h, steps, rates, limits, token, B, bias,
     dtype: tl.constexpr, SOFTPLUS: tl.constexpr, DSTATE: tl.constexpr, PACK: tl.constexpr,
+    POLY: tl.constexpr,
 ):  # fmt: skip
-    """h <- exp(d A) h + (d u) B for every state, with rates = A log2(e); steps <- steps + d."""
-    u = token[0].to(tl.float32)
-    d = token[1].to(tl.float32) + bias
+    """h <- exp(d A) h + (d u) B for every state, with rates = A log2(e); steps <- steps + d.
+
+    POLY exponentials are polynomials: that of softplus, then those of the first states, for |d| up to their `limits`.
+    """
+    u = widen(token[0])
+    d = widen(token[1]) + bias
     if SOFTPLUS:
-        d = softplus(d)
+        d = softplus(d, POLY > 0)
     du = d * u
     new = ()
     for n in tl.static_range(DSTATE):
-        new = new + (tl.fma(tl.exp2(d * rates[n]), h[n], du * unpack(B, n, dtype, PACK)),)
+        if n < len(limits):
+            decay = exp2_product(tl.clamp(d, -limits[n], limits[n]), rates[n])
+        else:
+            decay = tl.exp2(d * rates[n])
+        new = new + (tl.fma(decay, h[n], du * unpack(B, n, dtype, PACK)),)
     return new, steps + d
 
 
@@ -138,11 +139,11 @@ def read_out(
     for n in tl.static_range(1, DSTATE):
         y = tl.fma(h[n], unpack(C, n, dtype, PACK), y)
     if D is not None:
-        y = tl.fma(D, token[0].to(tl.float32), y)
+        y = tl.fma(D, widen(token[0]), y)
     if PARTIAL:
         y += token[3 if GATED else 2]
     if GATED:
-        z = token[2].to(tl.float32)
+        z = widen(token[2])
         root = tl.rsqrt(1.0 + tl.exp2(z * -LOG2E))  # its square is cheaper than a division
         y *= z * (root * root)
     return y
@@ -165,6 +166,7 @@ def selective_scan_fwd_kernel(
     DSTATE: tl.constexpr,
     PACK: tl.constexpr,
     EVERY: tl.constexpr,
+    POLY: tl.constexpr,
     BLOCK_D: tl.constexpr,
     AHEAD: tl.constexpr,
     UNROLL: tl.constexpr,
@@ -211,6 +213,13 @@ def selective_scan_fwd_kernel(
     bias = 0.0
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + offs_d, mask=mask_d).to(tl.float32)
+    DECAYS: tl.constexpr = POLY - 1 if SOFTPLUS and POLY > 0 else POLY  # that are polynomials
+    finite, limits = (), ()
+    for n in tl.static_range(DECAYS):
+        bias = tl.where(rates[n] == rates[n], bias, rates[n])  # a polynomial would hide the NaN
+        finite = finite + (tl.clamp(rates[n], -1e30, 1e30),)
+        limits = limits + (126.9999 / tl.maximum(tl.abs(finite[n]), 1e-30),)
+    rates = finite + rates[DECAYS:]
     D = None
     if D_ptr is not None:
         D = tl.load(D_ptr + offs_d, mask=mask_d).to(tl.float32)
@@ -225,10 +234,10 @@ def selective_scan_fwd_kernel(
 
     u_ptr += pid_b * u_strides[0] + offs_d * u_strides[1]
     delta_ptr += pid_b * delta_strides[0] + offs_d * delta_strides[1]
-    B_ptr += pid_b * B_strides[0] + group * B_strides[1] + start * B_STEP
+    B_ptr += pid_b * B_strides[0] + group * B_strides[1]
     streams = (u_ptr, delta_ptr)
     if y_ptr is not None:
-        C_ptr += pid_b * C_strides[0] + group * C_strides[1] + start * C_STEP
+        C_ptr += pid_b * C_strides[0] + group * C_strides[1]
         y_offset = pid_b * y_strides[0] + offs_d * y_strides[1]
         y_ptr += y_offset
         if z_ptr is not None:
@@ -241,7 +250,7 @@ def selective_scan_fwd_kernel(
     for i in tl.static_range(AHEAD):
         token = later(streams, start + i, TIME_STRIDES)
         ahead = ahead + (load_token(token, inside & (start + i < end)),)
-    B = load_words(B_ptr, B_strides[2], None, DSTATE, PACK)
+    B = load_words(B_ptr + start * B_STEP, B_strides[2], None, DSTATE, PACK)
 
     # The segment is cut where a sequence ends and after every EVERY-th token: loops that run once, and vanish, without
     # either. Loads ahead go on over the cuts; tensors of pointers do not, for which Triton would change layouts inside.
@@ -260,30 +269,38 @@ def selective_scan_fwd_kernel(
             if EVERY:
                 cut = tl.minimum((k + 1) * EVERY, until)
 
-            coming = later(streams, now + AHEAD, TIME_STRIDES)
-            if y_ptr is not None:
-                y_at = y_ptr + now * Y_STEP
-
             # whole trips of UNROLL tokens, whose loads ahead stay inside; then what is left, one by one
-            whole = now + tl.maximum(tl.minimum(cut, end - AHEAD) - now, 0) // UNROLL * UNROLL
+            trips = tl.maximum(tl.minimum(cut, seqlen - AHEAD) - now, 0) // UNROLL
             for phase in tl.static_range(2):
-                for t in tl.range(
-                    now if phase == 0 else whole,
-                    whole if phase == 0 else cut,
-                    UNROLL if phase == 0 else 1,
-                ):
-                    mask = mask_d if phase == 0 else inside & (t + AHEAD < end)
-                    more = None if phase == 0 else t + 1 < end
+                coming = later(streams, now + AHEAD, TIME_STRIDES)
+                B_at = B_ptr + now * B_STEP
+                if y_ptr is not None:
+                    C_at = C_ptr + now * C_STEP
+                    y_at = y_ptr + now * Y_STEP
+                for trip in tl.range((trips if phase == 0 else cut - now).to(tl.int32)):
+                    mask = mask_d if phase == 0 else inside & (now + trip + AHEAD < end)
+                    more = None if phase == 0 else now + trip + 1 < end
                     for _ in tl.static_range(UNROLL if phase == 0 else 1):
                         ahead = ahead + (load_token(coming, mask),)
                         coming = later(coming, 1, TIME_STRIDES)
-                        B_ptr += B_STEP
-                        next_B = load_words(B_ptr, B_strides[2], more, DSTATE, PACK)
+                        B_at += B_STEP
+                        next_B = load_words(B_at, B_strides[2], more, DSTATE, PACK)
                         if y_ptr is not None:
-                            C = load_words(C_ptr, C_strides[2], None, DSTATE, PACK)
-                            C_ptr += C_STEP
+                            C = load_words(C_at, C_strides[2], None, DSTATE, PACK)
+                            C_at += C_STEP
                         h, steps = advance(
-                            h, steps, rates, ahead[0], B, bias, B_TYPE, SOFTPLUS, DSTATE, PACK
+                            h,
+                            steps,
+                            rates,
+                            limits,
+                            ahead[0],
+                            B,
+                            bias,
+                            B_TYPE,
+                            SOFTPLUS,
+                            DSTATE,
+                            PACK,
+                            POLY,
                         )
                         if y_ptr is not None:
                             y = read_out(h, ahead[0], C, D, C_TYPE, GATED, PARTIAL, DSTATE, PACK)
@@ -291,7 +308,7 @@ def selective_scan_fwd_kernel(
                             y_at += Y_STEP
                         ahead = ahead[1:]
                         B = next_B
-            now = cut
+                now = now + trips * UNROLL if phase == 0 else cut
 
             if EVERY:
                 at = (

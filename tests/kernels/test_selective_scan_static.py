@@ -43,7 +43,7 @@ def test_no_default_configuration_spills(compiled):
     assert len(compiled) == 14
     for name, case in compiled.items():
         assert case["spills"] == case["stack"] == 0, name
-        assert case["registers"] <= 208, name
+        assert case["registers"] <= 255, name  # which leave two warps to each scheduler
 
 
 @pytest.mark.slow
@@ -72,9 +72,15 @@ def test_the_loop_stays_in_its_registers(compiled):
             continue
         assert case["shared"] == 0, name
         assert not {"SHFL", "BAR", "LDS", "STS", "WARPSYNC"} & set(case["opcodes"]), name
-    # 16 states, softplus, and two for the gate; without outputs there is no gate
-    assert compiled["selective_scan_fwd-fp32"]["exponentials"] == 16 + 1 + 2
-    assert compiled["selective_scan_states-bf16-split"]["exponentials"] == 16 + 1
+    # 16 states, softplus, and two for the gate, of which two are polynomials; without outputs there is no gate
+    assert compiled["selective_scan_fwd-fp32"]["exponentials"] == 16 + 1 + 2 - 2
+    assert compiled["selective_scan_states-bf16-split"]["exponentials"] == 16 + 1 - 3
+    for name in (
+        "fwd-fp32",
+        "fwd-bf16-split",
+        "states-bf16-split",
+    ):  # rows of B and C, 16 bytes a load
+        assert compiled[f"selective_scan_{name}"]["wide"] >= 4 * 8
 
 
 @pytest.mark.slow
