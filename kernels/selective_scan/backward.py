@@ -13,16 +13,28 @@ Per channel and state, with a_t = exp(d_t A), dy'_t = dy_t silu(z_t), and g_t th
 (`cpu_backward.py` computes the same.)
 
 The forward kept every CHECKPOINT-th state. A program takes the segments between them from the last to the first: it
-runs forward through a segment and stores the state before each chunk of TOKENS in a scratch memory that stays in the
-second-level cache; then, chunk by chunk backwards and state by state, it recomputes the few states of the chunk into
-registers and walks back over them. Sums over states stay inside a thread. Sums over channels, two for each token and
-state, are made for all states at once: lanes exchange halves of what they hold, so that 32 sums cost 31 shuffles, and
-each ends in a lane of its own. They go to memory by block of channels and are added up there: no atomics, the same
-bits every time.
+takes the step sizes of a segment, runs forward through it, and stores the state before each chunk of TOKENS; then,
+chunk by chunk backwards, it goes through the states GROUP by GROUP. Those of a chunk are recomputed into registers,
+and the adjoint walks back over them. What belongs to a state (its decay rate, its adjoint, its sum for dA) waits in
+scratch memory, what belongs to a token (d, d u, dy' and three sums over states) in registers: that many tokens are
+few registers, any number of states is a loop, and it is short enough for the instruction cache.
+
+Sums over states stay inside a thread. Sums over channels are two for each token and state. Lanes exchange parts of
+what they hold, so that 32 sums cost 31 shuffles and each ends in a lane of its own; as lane i begins its group with
+state i * GROUP // 32, and takes the others in exchanged order, the first rounds have nothing to select (`lanes.py`).
+The sums go to memory by block of channels and are added up there: no atomics, the same bits every time.
 
 Where batch * dim cannot fill the machine, the segments are shared out among programs; `adjoint_kernel` and the
-forward's `carry_kernel` first find the adjoint that enters each share from its right. More states than registers hold
-run in parts that add up.
+forward's `carry_kernel` first find the adjoint that enters each share from its right.
+
+Instructions per state, token and channel, with two channels or more a thread:
+
+    a = exp(d A)        1 multiplication, 1 exponential         twice: on the way forward, and in the chunk
+    a h, h = a h + ..   1 multiplication, 1 multiply-add        twice
+    dy' h, g d u        2 multiply-adds into the sums over the channels of a thread
+    <h, C>, g, <g, B>   3 multiply-adds                         z; the adjoint; du and ddelta
+    g a h               1 multiplication; 2 multiply-adds into ddelta and dA
+    a g                 1 multiplication
 """
 
 import math
@@ -32,29 +44,24 @@ import torch.nn.functional as F
 import triton
 
 from kernels.implementations import interpreted, note
-from kernels.layout import dense_like, is_token_major
+from kernels.layout import dense_like
 from kernels.selective_scan.adjoint import adjoint_kernel
 from kernels.selective_scan.autograd import CHECKPOINT
 from kernels.selective_scan.backward_kernels import selective_scan_bwd_kernel
-from kernels.selective_scan.forward import (
-    CARRY,
-    MAX_STATES,
-    _pack,
-    _rows,
-    _sm_count,
-    choose_segments,
-    static_case,
-)
+from kernels.selective_scan.forward import CARRY, _sm_count, choose_segments
 from kernels.selective_scan.forward_kernels import carry_kernel
 from kernels.selective_scan.workspace import workspace
+from kernels.specialise import TYPES, static_case
+from kernels.tuning import configuration, using
 
-# Not measured on a GPU yet. With 4 tokens a chunk there are 12 issue slots a token fewer, and registers spill.
-CONFIG = {"TOKENS": 2, "BLOCK_D": 64}
-OPTIONS = {"num_warps": 1, "num_stages": 1}
-STATES_OF_MANY = (
-    8  # at once, if they run in parts: 16 and the sums of other parts do not find registers
-)
-ADJOINT = {"UNROLL": 2, "BLOCK_D": 64}
+# Not measured on a GPU yet. Sums over the channels of a thread are free: two channels cost less than one, and four less
+# than two, with half of the programs. Longer chunks spare traffic of the second-level cache. STATES run at once on the
+# way forward; WARPS_PER_SM as in `forward.py`. With GROUP 4 there are 5 issue slots fewer, and registers spill.
+CONFIG = {
+    "TOKENS": 4, "BLOCK_D": 128, "GROUP": 2, "STATES": 16, "ADJOINT_UNROLL": 2, "ADJOINT_BLOCK_D": 64,
+    "WARPS_PER_SM": 8, "maxnreg": None,
+}  # fmt: skip
+MAX_STATES = 16  # in registers at once, in the adjoint alone
 
 
 def selective_scan_backward_triton(
@@ -71,9 +78,8 @@ def selective_scan_backward_triton(
     Returns:
         du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_state: each `dense_like` its operand, or None.
 
-    B and C are copied, as float32 rows, unless they are that. Two workspaces take the most memory: partial sums of dB
-    and dC, 8 bytes per token and state for every 64 channels, and for dstate > 16 sums over states, 12 bytes per
-    element of u.
+    B and C are copied, in float32. Two workspaces take the most memory: partial sums of dB and dC, 8 bytes per token
+    and state for every BLOCK_D channels; and what programs keep of a segment, about 900 bytes a channel and piece.
     """
     if u.dtype == torch.float64:
         raise NotImplementedError(
@@ -86,7 +92,7 @@ def selective_scan_backward_triton(
     )  # fmt: skip
     with torch.cuda.device_of(u):
         for kernel, grid, args in launches:
-            kernel[grid](**args, **OPTIONS)
+            kernel[grid](**args)
     return finish()
 
 
@@ -104,111 +110,116 @@ def plan(
     """
     batch, dim, seqlen = u.shape
     ngroups, dstate = B.shape[1:3]
-    config = _config(dim // ngroups)
-    blocks = triton.cdiv(dim // ngroups, config["BLOCK_D"])
+    group_dim = dim // ngroups
+    packed = cu_seqlens is not None
+    config = configuration(
+        "selective_scan_bwd", default_configuration(group_dim, dstate, u.dtype, packed), u.device,
+        same={"dtype": TYPES[u.dtype], "dstate": dstate, "packed": int(packed)},
+        near={"channels": batch * dim, "seqlen": seqlen},
+    )  # fmt: skip
+    block_d, tokens = config["BLOCK_D"], config["TOKENS"]
+    blocks = triton.cdiv(group_dim, block_d)
     programs = batch * ngroups * blocks
     segments = triton.cdiv(seqlen, CHECKPOINT)
-    pieces = pieces or choose_segments(programs, seqlen, _sm_count(u.device))
+    pieces = pieces or choose_segments(
+        programs, seqlen, _sm_count(u.device), config["WARPS_PER_SM"]
+    )
     piece = triton.cdiv(segments, min(pieces, segments))
     pieces = triton.cdiv(segments, piece)
-    most = MAX_STATES if dstate <= MAX_STATES else STATES_OF_MANY
-    part = triton.cdiv(dstate, triton.cdiv(dstate, most))
-    parts = [slice(n, min(n + part, dstate)) for n in range(0, dstate, part)]
+    group = min(config["GROUP"], triton.next_power_of_2(dstate))
+    padded = triton.cdiv(dstate, group) * group
     D, delta_bias = (None if t is None else t.contiguous() for t in (D, delta_bias))
 
     new = lambda *shape: torch.empty(shape, dtype=torch.float32, device=u.device)
     du, ddelta, dz = (None if t is None else dense_like(t) for t in (u, delta, z))
-    dfirst = None if initial_state is None else dense_like(initial_state)
-    dA = [
-        new(batch, ngroups * blocks, pieces, some.stop - some.start, config["BLOCK_D"])
-        for some in parts
-    ]
-    dD, dbias = (None if t is None else new(batch * pieces, dim) for t in (D, delta_bias))
-    numbers = programs * pieces * (CHECKPOINT // config["TOKENS"] + 1) * part * config["BLOCK_D"]
-    with workspace("the states between chunks", numbers, "a smaller batch needs less"):
-        scratch = new(numbers)
-    shape = len(parts), blocks, batch, ngroups, seqlen, 2 * triton.next_power_of_2(part)
+    first = dfirst = None
+    if initial_state is not None:  # channels inside, as threads hold them
+        first = initial_state.transpose(1, 2).contiguous().transpose(1, 2)
+        dfirst = torch.empty_like(first, dtype=torch.float32)
+    rows = 3 * padded + 4 + CHECKPOINT + tokens + CHECKPOINT // tokens * padded
+    shape = pieces, batch, ngroups, blocks, rows, block_d
+    with workspace(
+        "what programs keep of a segment", math.prod(shape), "a smaller batch needs less"
+    ):
+        scratch = new(*shape)
+    shape = blocks, batch, ngroups, seqlen, 2 * padded
     with workspace("the sums of dB and dC", math.prod(shape), "a smaller batch needs less"):
         dBC = new(*shape)
-    partial = None
-    if len(parts) > 1:
-        with workspace(
-            "sums over parts of the states", 3 * u.numel(), "a smaller batch needs less"
-        ):
-            partial = (
-                new(3, batch, seqlen, dim).transpose(2, 3)
-                if is_token_major(u)
-                else new(3, *u.shape)
-            )
+    BC = _pairs(B, C, segments * CHECKPOINT, padded, reverse)
 
-    owner = None
+    owner, dlast = None, dlast_state
     if cu_seqlens is not None:
         owner = _owner(cu_seqlens, seqlen, reverse)
         if dfirst is not None:  # sequences without a token are not visited
             dfirst.zero_() if dlast_state is None else dfirst.copy_(dlast_state)
-    args = dict(
-        seqlen=seqlen, dim=dim, group_dim=dim // ngroups, owner_ptr=owner, bias_ptr=delta_bias,
-        scratch_ptr=scratch, piece=piece, nothing=0, SOFTPLUS=delta_softplus,
-        RAGGED=dim // ngroups % config["BLOCK_D"] != 0, CHECKPOINT=CHECKPOINT, **config,
-    )  # fmt: skip
-    B_rows, C_rows = _rows(B, convert=True), _rows(C, convert=True)
-    states = lambda t, some: None if t is None else t[..., some]
-    launches = []
-    for i, some in enumerate(parts):
-        last = i == len(parts) - 1
-        rows = {"B": B_rows[:, :, some], "C": C_rows[:, :, some]}
-        pairs = _pairs(**rows)
-        args |= {
-            "A_ptr": A[:, some],
-            "A_strides": A.stride(),
-            "dA_ptr": dA[i],
-            "DSTATE": some.stop - some.start,
-        }
-        args |= {"D_ptr": D, "ADD": i > 0, "PACK": min(_pack(t) for t in rows.values())}
-        args |= _in_time(reverse, dy=dy, u=u, delta=delta, z=z, partial=partial, BC=pairs, **rows)
-        args |= _in_time(
-            reverse, du=du if last else None, ddelta=ddelta if last else None, dz=dz if last else None
-        )  # fmt: skip
-        args |= {"dD_ptr": dD if last else None, "dbias_ptr": dbias if last else None}
-        args |= _in_order(reverse, 1, checkpoint=states(checkpoints, some))
-        args |= {"CHECKPOINT_STEP": checkpoints.stride(3)}
-        args |= _in_order(reverse, 3, dBC=dBC[i])
-        for name, t in (("first", initial_state), ("dlast", dlast_state), ("dfirst", dfirst)):
-            t = states(t, some)
-            args |= {f"{name}_ptr": t, f"{name}_strides": None if t is None else t.stride()}
-        launches += _plan_part(args, batch, programs, pieces, states(dlast_state, some))
-    return launches, lambda: _add_up(
-        A, B, C, D, delta_bias, du, ddelta, dA, dBC, dD, dz, dbias, dfirst
-    )
-
-
-def _plan_part(args, batch, programs, pieces, dlast_state):
-    """The launches for states that fit in registers at once."""
-    owner, dlast = args["owner_ptr"], dlast_state
-    if (
-        dlast is not None
-    ):  # that of the sequence which holds the last token, (batch, 1, dim, dstate)
+    if dlast is not None:  # that of the sequence with the last token, (batch, 1, dim, dstate)
         dlast = (dlast if owner is None else dlast.index_select(0, owner[-1:]))[:, None]
-    adjoint, before = dlast, []
+
+    strides = lambda t: None if t is None else t.stride()
+    args = {
+        "A_ptr": A, "BC_ptr": BC, "D_ptr": D, "bias_ptr": delta_bias, "owner_ptr": owner, "first_ptr": first,
+        "dlast_ptr": dlast_state, "dfirst_ptr": dfirst, "scratch_ptr": scratch,
+        "A_strides": A.stride(), "BC_strides": BC.stride()[:2], "first_strides": strides(first),
+        "dlast_strides": strides(dlast_state), "dfirst_strides": strides(dfirst),
+        "seqlen": seqlen, "piece": piece, "dim": dim, "group_dim": group_dim, "dstate": dstate,
+        "tokens": piece * CHECKPOINT, "nothing": 0,
+        "SOFTPLUS": delta_softplus, "RAGGED": group_dim % block_d != 0, "DSTATE": dstate, "PADDED": padded,
+        "STATES": _at_once(padded, config["STATES"]), "CHECKPOINT": CHECKPOINT, "TOKENS": tokens, "GROUP": group,
+        "BLOCK_D": block_d,
+    }  # fmt: skip
+    args |= _in_time(reverse, dy=dy, u=u, delta=delta, z=z, du=du, ddelta=ddelta, dz=dz)
+    args |= _in_order(reverse, 1, checkpoint=checkpoints) | _in_order(reverse, 3, dBC=dBC)
+    before, entering = [], dlast
     if pieces > 1:
-        tokens, dim, dstate = args["piece"] * CHECKPOINT, args["dim"], args["DSTATE"]
-        new = lambda *shape: torch.empty(shape, dtype=torch.float32, device=args["A_ptr"].device)
-        carried, steps = new(batch, pieces, dstate, dim), new(batch, pieces - 1, dim)
-        own = dict(adjoint_ptr=carried, steps_ptr=steps, tokens=tokens, **ADJOINT)
-        carry = dict(
-            A_ptr=args["A_ptr"], first_ptr=dlast, steps_ptr=steps, states_ptr=carried,
-            sequence_ptr=None if owner is None else _starts(owner, tokens, pieces),
-            A_strides=args["A_strides"], first_strides=None if dlast is None else dlast.stride(),
-            segments=pieces, dim=dim, dstate=dstate, **CARRY,
-        )  # fmt: skip
-        before = [
-            (adjoint_kernel, (programs, pieces - 1), _only(adjoint_kernel, args | own)),
-            (carry_kernel, (triton.cdiv(dim * dstate, CARRY["BLOCK"]), batch), carry),
-        ]
-        adjoint = carried.transpose(2, 3)
-    strides = _in_order(pieces > 1, 1, adjoint=adjoint)  # carried from the last piece to the first
-    main = _only(selective_scan_bwd_kernel, args | strides)
-    return [*before, (selective_scan_bwd_kernel, (programs, pieces), main)]
+        before, entering = _plan_adjoint(args, config, batch, ngroups, pieces, dlast)
+    args |= _in_order(pieces > 1, 1, adjoint=entering)  # from the last piece to the first
+    main = _only(selective_scan_bwd_kernel, args) | _options(config)
+    launches = [*before, (selective_scan_bwd_kernel, (programs, pieces), main)]
+    sums = scratch[..., 2 * padded : 3 * padded + 4, :]
+    return launches, lambda: _add_up(
+        A, B, C, D, delta_bias, initial_state, du, ddelta, sums, dBC, dz, dfirst
+    )  # fmt: skip
+
+
+def _plan_adjoint(args, config, batch, ngroups, pieces, dlast):
+    """The launches that find what enters each piece from its right, and the tensor that holds it afterwards."""
+    A, BC, owner = args["A_ptr"], args["BC_ptr"], args["owner_ptr"]
+    dim, dstate = A.shape
+    new = lambda *shape: torch.empty(shape, dtype=torch.float32, device=A.device)
+    carried, steps = new(batch, pieces, dstate, dim), new(batch, pieces - 1, dim)
+    block_d = config["ADJOINT_BLOCK_D"]
+    grid = batch * ngroups * triton.cdiv(args["group_dim"], block_d), pieces - 1
+    launches = []
+    part = triton.cdiv(dstate, triton.cdiv(dstate, MAX_STATES))
+    for n in range(0, dstate, part):
+        some = slice(n, min(n + part, dstate))
+        dlast_part = None if args["dlast_ptr"] is None else args["dlast_ptr"][..., some]
+        own = {
+            "A_ptr": A[:, some], "BC_ptr": BC[:, :, :, some], "dlast_ptr": dlast_part,
+            "adjoint_ptr": carried[:, :, some],
+            "steps_ptr": steps, "DSTATE": some.stop - some.start, "RAGGED": args["group_dim"] % block_d != 0,
+            "UNROLL": config["ADJOINT_UNROLL"], "BLOCK_D": block_d,
+        }  # fmt: skip
+        own = _only(adjoint_kernel, args | own)
+        launches.append((adjoint_kernel, grid, own | {"num_warps": 1, "num_stages": 1}))
+    carry = dict(
+        A_ptr=A, first_ptr=dlast, steps_ptr=steps, states_ptr=carried,
+        sequence_ptr=None if owner is None else _starts(owner, args["tokens"], pieces),
+        A_strides=A.stride(), first_strides=None if dlast is None else dlast.stride(),
+        segments=pieces, dim=dim, dstate=dstate, **CARRY, num_warps=1, num_stages=1,
+    )  # fmt: skip
+    launches.append((carry_kernel, (triton.cdiv(dim * dstate, CARRY["BLOCK"]), batch), carry))
+    return launches, carried.transpose(2, 3)
+
+
+def _at_once(padded, most):
+    """How many states the way forward carries: at most so many, as many in each pass."""
+    return next(n for n in range(min(padded, most), 0, -1) if padded % n == 0)
+
+
+def _options(config):
+    options = {"num_warps": 1, "num_stages": 1}  # a warp adds up its lanes
+    return options | ({"maxnreg": config["maxnreg"]} if config["maxnreg"] else {})
 
 
 def _only(kernel, args):
@@ -237,12 +248,16 @@ def _in_time(reverse, **tensors):
     return args
 
 
-def _pairs(B, C):
-    """(batch, ngroups, dstate, seqlen) of 64 bits: B and C of a state side by side, states beside each other."""
-    with workspace("B and C side by side", 2 * B.numel(), "a smaller batch needs less"):
-        pairs = torch.empty(*B.transpose(2, 3).shape, 2, dtype=torch.float32, device=B.device)
-    pairs[..., 0], pairs[..., 1] = B.transpose(2, 3), C.transpose(2, 3)
-    return pairs.view(torch.int64)[..., 0].transpose(2, 3)
+def _pairs(B, C, tokens, padded, reverse):
+    """(batch, ngroups, tokens, padded, 2): B and C of a state side by side, in the order of the scan, then zeros."""
+    batch, ngroups, dstate, seqlen = B.shape
+    shape = batch, ngroups, tokens, padded, 2
+    with workspace("B and C side by side", math.prod(shape), "a smaller batch needs less"):
+        pairs = torch.zeros(shape, dtype=torch.float32, device=B.device)
+    for i, t in enumerate((B, C)):
+        t = t.transpose(2, 3)
+        pairs[:, :, :seqlen, :dstate, i] = t.flip(2) if reverse else t
+    return pairs
 
 
 def _owner(cu_seqlens, seqlen, reverse):
@@ -260,30 +275,68 @@ def _starts(owner, tokens, pieces):
     return F.pad(starts[:-1].cumsum(0), (1, 0)).to(torch.int32)
 
 
-def _add_up(A, B, C, D, delta_bias, du, ddelta, dA, dBC, dD, dz, dbias, dfirst):
-    """The gradients, from partial sums over batch, pieces of the sequence, and blocks of channels."""
+def _add_up(A, B, C, D, delta_bias, initial_state, du, ddelta, sums, dBC, dz, dfirst):
+    """The gradients, from those of dBC and sums by piece of the sequence, batch, group, block, row and channel."""
     fill = lambda t, sums: None if t is None else dense_like(t).copy_(sums)
-    total = lambda sums: None if sums is None else sums.sum(0)
-    gradient_A, dB, dC = dense_like(A), dense_like(B), dense_like(C)
-    group_dim, first = A.shape[0] // B.shape[1], 0
-    for rates, rows in zip(dA, dBC, strict=True):
-        size = rates.shape[3]
-        some = slice(first, first + size)
-        first += size
-        # by group, block and channel
-        rates = rates.sum((0, 2)).unflatten(0, (B.shape[1], -1)).transpose(2, 3)
-        gradient_A[:, some] = rates.flatten(1, 2)[:, :group_dim].flatten(0, 1)
-        rows = total(rows).unflatten(-1, (-1, 2))[..., :size, :].transpose(2, 3)
-        dB[:, :, some], dC[:, :, some] = rows.unbind(-1)
+    group_dim, dstate = A.shape[0] // B.shape[1], A.shape[1]
+    rows = sums.sum((0, 1)).transpose(2, 3).flatten(1, 2)[:, :group_dim].flatten(0, 1)
+    dA, dbias, dD = rows[:, :dstate], rows[:, -2], rows[:, -1]
+    dB, dC = dBC.sum(0).unflatten(-1, (-1, 2))[..., :dstate, :].transpose(2, 3).unbind(-1)
     return (
-        du, ddelta, gradient_A, dB, dC, fill(D, total(dD)), dz, fill(delta_bias, total(dbias)), dfirst
+        du, ddelta, fill(A, dA), fill(B, dB), fill(C, dC), fill(D, dD), dz, fill(delta_bias, dbias),
+        fill(initial_state, dfirst),
     )  # fmt: skip
 
 
-def _config(group_dim):
+def default_configuration(group_dim, dstate, dtype, packed=False):
+    """The static choice, {name: value}: where more wants registers, less at once, so that none spill."""
+    config = dict(CONFIG)
+    if packed or dstate > MAX_STATES:
+        config["TOKENS"] = 2
+    elif dtype.itemsize == 2:
+        config["STATES"] = 8
     if interpreted():  # there a step costs the same for any width
-        return CONFIG | {"BLOCK_D": min(4096, max(32, triton.next_power_of_2(group_dim)))}
-    return CONFIG
+        width = min(4096, max(32, triton.next_power_of_2(group_dim)))
+        config |= {"BLOCK_D": width, "ADJOINT_BLOCK_D": width}
+    return config
+
+
+# (TOKENS, BLOCK_D, GROUP) of which no register spills in a loop over tokens
+SHAPES = ((4, 128, 2), (2, 128, 2), (2, 128, 4), (4, 64, 4), (4, 64, 2), (2, 64, 4))
+
+
+def candidates(kernel, problem, dtype, generation):
+    """Configurations to try for a SelectiveScanProblem, the static choice first; as `kernels.tuning` says.
+
+    Shapes of a chunk with two counts of warps, then how far to split and the adjoint. The same for every GPU and dtype.
+    """
+    default = default_configuration(problem.dim // problem.ngroups, problem.dstate, dtype)
+    found = [default]
+    for tokens, block_d, group in SHAPES:
+        shape = {"TOKENS": tokens, "BLOCK_D": block_d, "GROUP": group}
+        found += [CONFIG | shape | {"WARPS_PER_SM": warps} for warps in (8, 4)]
+    found += [default | {"WARPS_PER_SM": warps} for warps in (0, 12, 16)]
+    found += [default | {"ADJOINT_BLOCK_D": width, "ADJOINT_UNROLL": 4} for width in (32, 64)]
+    return tuple(one for i, one in enumerate(found) if one not in found[:i])
+
+
+def static_candidates(target):
+    """Each shape of a chunk for a typical problem, as `static_cases`, with its name and configuration."""
+    from kernels.selective_scan.problem import SelectiveScanProblem
+
+    problem = SelectiveScanProblem(8, 4096)
+    for dtype in (torch.float32, torch.bfloat16):
+        seen = []
+        for config in candidates("selective_scan_bwd", problem, dtype, None):
+            shape = {name: config[name] for name in ("TOKENS", "BLOCK_D", "GROUP", "STATES")}
+            if shape in seen:
+                continue
+            seen.append(shape)
+            name = f"{TYPES[dtype]}-t{config['TOKENS']}-d{config['BLOCK_D']}-g{config['GROUP']}-s{config['STATES']}"
+            with using(selective_scan_bwd=config):
+                ((kernel, _, args),) = _launches(problem, dtype, 1, False)
+            case = _static_case(name, kernel, args)
+            yield case | {"kernel_name": "selective_scan_bwd", "configuration": config}
 
 
 def static_cases():
@@ -301,18 +354,22 @@ def static_cases():
         ("fp32-n32-ragged", torch.float32, ragged, 1, False),
     ):
         for kernel, _, args in _launches(problem, dtype, pieces, packed):
-            if kernel is carry_kernel:
-                continue
-            part = "adjoint" if kernel is adjoint_kernel else "bwd"
-            last = args.get("du_ptr") is not None or part == "adjoint"
-            work = {
-                "tokens": args["UNROLL" if part == "adjoint" else "TOKENS"],
-                "channels": args["BLOCK_D"],
-            }
-            yield {
-                "name": f"selective_scan_{part}-{name}" + ("" if last else "-part"), "work": work,
-                **static_case(kernel, args), **OPTIONS,
-            }  # fmt: skip
+            if kernel is not carry_kernel:
+                yield _static_case(name, kernel, args)
+
+
+def _static_case(name, kernel, args):
+    part, work = "adjoint", {"tokens": args.get("UNROLL"), "channels": args["BLOCK_D"]}
+    if kernel is selective_scan_bwd_kernel:
+        part = "bwd"
+        work = {"tokens": args["TOKENS"], "states": args["GROUP"], "channels": args["BLOCK_D"]}
+    options = {name: args[name] for name in ("num_warps", "num_stages", "maxnreg") if name in args}
+    return {
+        "name": f"selective_scan_{part}-{name}",
+        "work": work,
+        **static_case(kernel, args),
+        **options,
+    }
 
 
 def _launches(problem, dtype, pieces, packed):

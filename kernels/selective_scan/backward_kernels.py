@@ -4,8 +4,10 @@
 import triton
 import triton.language as tl
 
-from kernels.selective_scan.forward_kernels import LN2, LOG2E, load_words, softplus, unpack
-from kernels.selective_scan.lanes import LANES, exchange, merge, per_lane
+from kernels.selective_scan.exponentials import LN2, LOG2E, softplus
+from kernels.selective_scan.lanes import LANES, exchange_all, merge, per_channel, per_lane
+
+RUN_UNROLL = tl.constexpr(2)  # tokens on the way forward: more of them want more registers
 
 
 @triton.jit
@@ -16,24 +18,6 @@ def load(ptr, mask):
     else:
         x = tl.load(ptr, mask=mask, other=0.0)
     return x.to(tl.float32)
-
-
-@triton.jit
-def load_or_zero(ptr, mask):
-    x = 0.0
-    if ptr is not None:
-        x = load(ptr, mask)
-    return x
-
-
-@triton.jit
-def load_all(ptr, strides, offs_d, mask_d, DSTATE: tl.constexpr):
-    """DSTATE vectors over the channels `offs_d` of a (dim, dstate) matrix."""
-    states = ()
-    for n in tl.static_range(DSTATE):
-        at = ptr + offs_d * strides[0] + n * tl.cast(strides[1], tl.int64)
-        states = states + (load(at, mask_d),)
-    return states
 
 
 @triton.jit
@@ -67,8 +51,8 @@ def begins(owner_ptr, t, end):
 
 
 @triton.jit
-def restart(x, fresh, ptr, strides, row, offs_d, n: tl.constexpr, inside):
-    """`x`, or where `fresh` state n of `row`, which is zero without `ptr`."""
+def restart(x, fresh, ptr, strides, row, offs_d, n, inside):
+    """`x`, or where `fresh` the state(s) n of `row`, which is zero without `ptr`."""
     state = 0.0
     if ptr is not None:
         at = ptr + tl.cast(row, tl.int64) * strides[0] + offs_d * strides[1]
@@ -77,168 +61,193 @@ def restart(x, fresh, ptr, strides, row, offs_d, n: tl.constexpr, inside):
 
 
 @triton.jit
-def run_to_chunks(
-    h, rates, start, chunks, end, u_ptr, delta_ptr, bias, B_ptr, B_stride, mask_d, inside, offs_d,
-    first_ptr, first_strides, owner_ptr, scratch_ptr,
-    U_STEP: tl.constexpr, DELTA_STEP: tl.constexpr, B_STEP: tl.constexpr,
-    SOFTPLUS: tl.constexpr, PACK: tl.constexpr, TOKENS: tl.constexpr,
+def prepare(
+    table_ptr, A_ptr, A_strides, D_ptr, bias_ptr, adjoint_ptr, adjoint_strides, offs_d, inside,
+    DSTATE: tl.constexpr, PADDED: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """From the state `h` before a segment to the last of its chunks; stores the state before each."""
-    DSTATE: tl.constexpr = len(rates)
-    BLOCK_D: tl.constexpr = offs_d.shape[0]
-    for n in tl.static_range(DSTATE):
-        tl.store(scratch_ptr + n * BLOCK_D, h[n])
-    for c in tl.range(0, chunks - 1):
-        for k in tl.static_range(TOKENS):
-            t = start + c * TOKENS + k
-            u = load(u_ptr + t * U_STEP, mask_d)
-            d = step_size(load(delta_ptr + t * DELTA_STEP, mask_d) + bias, SOFTPLUS)
-            B = load_words(B_ptr + t * B_STEP, B_stride, None, DSTATE, PACK)
-            if owner_ptr is not None:
-                fresh, row, _ = begins(owner_ptr, t, end)
-            du = d * u
-            new = ()
-            for n in tl.static_range(DSTATE):
-                before = h[n]
-                if owner_ptr is not None:
-                    before = restart(
-                        before, fresh, first_ptr, first_strides, row, offs_d, n, inside
-                    )
-                added = du * unpack(B, n, tl.float32, PACK)
-                new = new + (tl.fma(tl.exp2(d * rates[n]), before, added),)
-            h = new
-        for n in tl.static_range(DSTATE):
-            tl.store(scratch_ptr + ((c + 1) * DSTATE + n) * BLOCK_D, h[n])
+    """Fill the table of a program; states from DSTATE on are 0."""
+    zero = tl.zeros((BLOCK_D,), tl.float32)
+    for n in tl.range(0, PADDED):
+        here = inside & (n < DSTATE)
+        at = A_ptr + offs_d * A_strides[0] + n * tl.cast(A_strides[1], tl.int64)
+        tl.store(table_ptr + n * BLOCK_D, load(at, here) * LOG2E)
+        g = zero
+        if adjoint_ptr is not None:
+            at = adjoint_ptr + offs_d * adjoint_strides[0]
+            g = load(at + n * tl.cast(adjoint_strides[1], tl.int64), here)
+        tl.store(table_ptr + (PADDED + n) * BLOCK_D, g)
+        tl.store(table_ptr + (2 * PADDED + n) * BLOCK_D, zero)
+    weights_ptr = table_ptr + 3 * PADDED * BLOCK_D
+    for i in tl.static_range(2):
+        ptr = bias_ptr if i == 0 else D_ptr
+        weight = zero
+        if ptr is not None:
+            weight = load(ptr + offs_d, inside)
+        tl.store(weights_ptr + i * BLOCK_D, weight)
+        tl.store(weights_ptr + (2 + i) * BLOCK_D, zero)
 
 
 @triton.jit
-def place(first, dim, group_dim, BLOCK_D: tl.constexpr):
-    """Where program `first + program_id` works.
+def take_steps(
+    steps_ptr, delta_ptr, bias, tokens, chunks, inside,
+    DELTA_STEP: tl.constexpr, SOFTPLUS: tl.constexpr, TOKENS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The step sizes of a segment, which every state needs twice; tokens past the end have none."""
+    for c in tl.range(0, chunks):
+        for k in tl.static_range(TOKENS):
+            t = c * TOKENS + k
+            here = inside & (t < tokens)
+            d = step_size(load(delta_ptr + t * DELTA_STEP, here) + bias, SOFTPLUS)
+            tl.store(steps_ptr + t * BLOCK_D, tl.where(here, d, 0.0))
 
-    Returns: batch; block of channels among those of all batches, and within its group; group; channels within the
-    group, and of all.
+
+@triton.jit
+def run_to_chunks(
+    states_ptr, table_ptr, steps_ptr, u_ptr, BC_ptr, segment, start, chunks, end, mask_d, inside, offs_d,
+    checkpoint_ptr, checkpoint_strides, first_ptr, first_strides, owner_ptr, row,
+    U_STEP: tl.constexpr, DSTATE: tl.constexpr, PADDED: tl.constexpr, STATES: tl.constexpr,
+    TOKENS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """From the states before a segment to its last chunk, STATES at once: store the states before each chunk."""
+    for some in tl.range(0, PADDED, STATES):
+        h, rates = (), ()
+        for j in tl.static_range(STATES):
+            n = tl.cast(some + j, tl.int64)
+            here = inside & (n < DSTATE)
+            at = checkpoint_ptr + (segment - 1) * checkpoint_strides[0]
+            at += offs_d * checkpoint_strides[1] + n * checkpoint_strides[2]
+            h_n = load(at, here & (segment > 0))
+            if first_ptr is not None:
+                at = first_ptr + row * first_strides[0] + offs_d * first_strides[1]
+                h_n += load(at + n * first_strides[2], here & (segment == 0))
+            h = h + (h_n,)
+            rates = rates + (tl.load(table_ptr + n * BLOCK_D),)
+            tl.store(states_ptr + n * BLOCK_D, h_n)
+        for c in tl.range(0, chunks - 1):
+            for k in tl.range(c * TOKENS, (c + 1) * TOKENS, loop_unroll_factor=RUN_UNROLL):
+                t = start + k
+                d = tl.load(steps_ptr + k * BLOCK_D)
+                du = d * load(u_ptr + k * U_STEP, mask_d)
+                if owner_ptr is not None:
+                    fresh, sequence, _ = begins(owner_ptr, t, end)
+                new = ()
+                for j in tl.static_range(STATES):
+                    before = h[j]
+                    if owner_ptr is not None:
+                        before = restart(
+                            before, fresh, first_ptr, first_strides, sequence, offs_d, some + j,
+                            inside & (some + j < DSTATE),
+                        )  # fmt: skip
+                    B = tl.load(BC_ptr + (t * PADDED + some + j) * 2)
+                    new = new + (tl.fma(tl.exp2(d * rates[j]), before, du * B),)
+                h = new
+            for j in tl.static_range(STATES):
+                tl.store(states_ptr + ((c + 1) * PADDED + some + j) * BLOCK_D, h[j])
+
+
+@triton.jit
+def place(dim, group_dim, BLOCK_D: tl.constexpr):
+    """Where a program works.
+
+    Returns: batch; block of channels within its group; group; channels within the group, and of all.
     """
     blocks = tl.cdiv(group_dim, BLOCK_D)
     channel_blocks = blocks * (dim // group_dim)
-    pid = tl.program_id(0) + first
-    pid_b = (pid // channel_blocks).to(tl.int64)
-    pid_d = pid % channel_blocks
+    pid_b = (tl.program_id(0) // channel_blocks).to(tl.int64)
+    pid_d = tl.program_id(0) % channel_blocks
     group = (pid_d // blocks).to(tl.int64)
     in_group = (pid_d % blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
-    block = pid_b * channel_blocks + pid_d
-    return (
-        pid_b,
-        block,
-        (pid_d % blocks).to(tl.int64),
-        group,
-        in_group,
-        group * group_dim + in_group,
-    )
+    return pid_b, (pid_d % blocks).to(tl.int64), group, in_group, group * group_dim + in_group
+
+
+@triton.jit
+def at_token(ptr, strides, pid_b, t, first, channel, STEP: tl.constexpr):
+    """Pointers to token t of the channels from `first` on."""
+    at = ptr + pid_b * strides[0] + first * strides[1] + t * STEP
+    return at + channel * tl.cast(strides[1], tl.int64)
 
 
 @triton.jit
 def selective_scan_bwd_kernel(
-    dy_ptr, u_ptr, delta_ptr, A_ptr, B_ptr, BC_ptr, D_ptr, z_ptr, bias_ptr, first_ptr, checkpoint_ptr,
-    adjoint_ptr, owner_ptr, dlast_ptr, scratch_ptr, partial_ptr,
-    du_ptr, ddelta_ptr, dz_ptr, dBC_ptr, dA_ptr, dD_ptr, dbias_ptr, dfirst_ptr,
-    dy_strides, u_strides, delta_strides, A_strides, B_strides, BC_strides, z_strides, first_strides,
-    checkpoint_strides, adjoint_strides, dlast_strides, partial_strides, du_strides, ddelta_strides,
-    dz_strides, dBC_strides, dfirst_strides,
+    dy_ptr, u_ptr, delta_ptr, A_ptr, BC_ptr, D_ptr, z_ptr, bias_ptr, first_ptr, checkpoint_ptr,
+    adjoint_ptr, owner_ptr, dlast_ptr, scratch_ptr,
+    du_ptr, ddelta_ptr, dz_ptr, dBC_ptr, dfirst_ptr,
+    dy_strides, u_strides, delta_strides, A_strides, BC_strides, z_strides, first_strides,
+    checkpoint_strides, adjoint_strides, dlast_strides, du_strides, ddelta_strides, dz_strides,
+    dBC_strides, dfirst_strides,
     seqlen, piece, dim, group_dim, nothing,
-    DY_STEP: tl.constexpr, U_STEP: tl.constexpr, DELTA_STEP: tl.constexpr, B_STEP: tl.constexpr,
-    BC_STEP: tl.constexpr, Z_STEP: tl.constexpr, PARTIAL_STEP: tl.constexpr, DU_STEP: tl.constexpr,
-    DDELTA_STEP: tl.constexpr, DZ_STEP: tl.constexpr, CHECKPOINT_STEP: tl.constexpr,
-    ADD: tl.constexpr, SOFTPLUS: tl.constexpr, RAGGED: tl.constexpr, DSTATE: tl.constexpr,
-    PACK: tl.constexpr, CHECKPOINT: tl.constexpr, TOKENS: tl.constexpr, BLOCK_D: tl.constexpr,
+    DY_STEP: tl.constexpr, U_STEP: tl.constexpr, DELTA_STEP: tl.constexpr, Z_STEP: tl.constexpr,
+    DU_STEP: tl.constexpr, DDELTA_STEP: tl.constexpr, DZ_STEP: tl.constexpr,
+    SOFTPLUS: tl.constexpr, RAGGED: tl.constexpr, DSTATE: tl.constexpr, PADDED: tl.constexpr,
+    STATES: tl.constexpr, CHECKPOINT: tl.constexpr,
+    TOKENS: tl.constexpr, GROUP: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One warp, BLOCK_D channels, `piece` segments of CHECKPOINT tokens, from the last token to the first.
 
-    Strides are (batch or row, group or segment if any, channel, state if any); those in time are constants, and that of
-    the states of checkpoint. A reverse scan has the pointers of the last token, and negative strides.
+    Strides are (batch or row, group or segment if any, channel, state if any); those in time are constants. A reverse
+    scan has the pointers of the last token, and negative strides.
 
-    checkpoint: the states after every CHECKPOINT-th token. adjoint: what enters each piece from its right.
-    owner: the number of the packed sequence that each token belongs to, and the row of first, dlast and dfirst.
-    scratch: for each program the state before each chunk of TOKENS, and the decay rates, twice: read in turn, since 16
-    addresses that stay the same throughout the loop would each take registers.
-    nothing: 0, which the compiler does not know. An address that depends on it is formed where it is used; else all
-    addresses of the tables of rates and dA are kept across the loops, in registers that are not there.
-    partial: (3, ...) sums over states, of earlier parts of them if ADD; without du_ptr they are written back.
-    dBC: (blocks, batch, ngroups, seqlen, 2 PADDED), dB and dC of each state side by side. dA, dD, dbias: by batch
-    and piece.
+    BC: (batch, ngroups, tokens, PADDED, 2), B and C of each state side by side in the order of the scan; zeros from
+    DSTATE and from seqlen on. checkpoint: the states after every CHECKPOINT-th token. adjoint: what enters each piece
+    from its right. owner: the number of the packed sequence that each token belongs to, and the row of first, dlast
+    and dfirst.
+    scratch: for each program rows of BLOCK_D: PADDED rates, adjoints g, and sums for dA; bias, D, and sums for their
+    gradients; the steps of a segment; the slopes of the gates of a chunk; the states before each chunk.
+    dBC: (blocks, batch, ngroups, seqlen, 2 PADDED), dB and dC of each state side by side.
     """
     GATED: tl.constexpr = z_ptr is not None
-    PADDED: tl.constexpr = triton.next_power_of_2(DSTATE)
-    pid_b, block, block_in_group, group, in_group, offs_d = place(0, dim, group_dim, BLOCK_D)
+    WIDTH: tl.constexpr = LANES // GROUP
+    pid_b, block, group, in_group, offs_d = place(dim, group_dim, BLOCK_D)
     pid_s = tl.program_id(1).to(tl.int64)
     program = pid_s * tl.num_programs(0) + tl.program_id(0)
     inside = in_group < group_dim
     mask_d = inside if RAGGED else None
     lane = tl.arange(0, LANES)
 
-    dy_ptr += pid_b * dy_strides[0] + offs_d * dy_strides[1]
-    u_ptr += pid_b * u_strides[0] + offs_d * u_strides[1]
-    delta_ptr += pid_b * delta_strides[0] + offs_d * delta_strides[1]
-    B_ptr += pid_b * B_strides[0] + group * B_strides[1]
     BC_ptr += pid_b * BC_strides[0] + group * BC_strides[1]
-    if D_ptr is not None:
-        D_ptr += offs_d
-    if bias_ptr is not None:
-        bias_ptr += offs_d
-    if partial_ptr is not None:
-        partial_ptr += pid_b * partial_strides[1] + offs_d * partial_strides[2]
-    if du_ptr is not None:
-        du_ptr += pid_b * du_strides[0] + offs_d * du_strides[1]
-        ddelta_ptr += pid_b * ddelta_strides[0] + offs_d * ddelta_strides[1]
-    if GATED:
-        z_ptr += pid_b * z_strides[0] + offs_d * z_strides[1]
-    if dz_ptr is not None:
-        dz_ptr += pid_b * dz_strides[0] + offs_d * dz_strides[1]
+    dBC_ptr += block * dBC_strides[0] + pid_b * dBC_strides[1] + group * dBC_strides[2]
     checkpoint_ptr += pid_b * checkpoint_strides[0]
-    dBC_ptr += block_in_group * dBC_strides[0] + pid_b * dBC_strides[1] + group * dBC_strides[2]
-    scratch_ptr += program * ((CHECKPOINT // TOKENS + 1) * DSTATE * BLOCK_D) + tl.arange(0, BLOCK_D)
-    rates_ptr = scratch_ptr + CHECKPOINT // TOKENS * DSTATE * BLOCK_D
-    dA_ptr += (block * tl.num_programs(1) + pid_s) * (DSTATE * BLOCK_D) + tl.arange(0, BLOCK_D)
+
+    ROWS: tl.constexpr = 3 * PADDED + 4 + CHECKPOINT + TOKENS + CHECKPOINT // TOKENS * PADDED
+    channel = tl.arange(0, BLOCK_D)
+    origin = group * group_dim + block * BLOCK_D
+    WEIGHTS: tl.constexpr = 3 * PADDED * BLOCK_D
+    STEPS: tl.constexpr = WEIGHTS + 4 * BLOCK_D
+    SLOPES: tl.constexpr = STEPS + CHECKPOINT * BLOCK_D
+    CHUNKS: tl.constexpr = SLOPES + TOKENS * BLOCK_D
+    own_ptr = scratch_ptr + program * (ROWS * BLOCK_D)
+    if adjoint_ptr is not None:
+        adjoint_ptr += pid_b * adjoint_strides[0] + pid_s * adjoint_strides[1]
+    prepare(
+        own_ptr + channel, A_ptr, A_strides, D_ptr, bias_ptr,
+        adjoint_ptr, None if adjoint_ptr is None else adjoint_strides[2:], offs_d, inside, DSTATE, PADDED, BLOCK_D,
+    )  # fmt: skip
     row = pid_b
     if owner_ptr is not None:
         row = tl.load(owner_ptr).to(tl.int64)
-
     zero = tl.zeros((BLOCK_D,), tl.float32)
-    rates = load_all(A_ptr, A_strides, offs_d, mask_d, DSTATE)
-    for n in tl.static_range(DSTATE):
-        tl.store(rates_ptr + n * BLOCK_D, rates[n] * LOG2E)
-        tl.store(dA_ptr + n * BLOCK_D, zero)
-    g = replicate(zero, DSTATE)
-    if adjoint_ptr is not None:
-        adjoint_ptr += pid_b * adjoint_strides[0] + pid_s * adjoint_strides[1]
-        g = load_all(adjoint_ptr, adjoint_strides[2:], offs_d, mask_d, DSTATE)
-    dD, dbias = zero, zero
 
     first_segment = pid_s * piece
     stop_segment = tl.minimum(first_segment + piece, tl.cdiv(seqlen, CHECKPOINT))
-    for i_segment in tl.range(0, tl.maximum(stop_segment - first_segment, 1)):
+    for i_segment in tl.range(0, stop_segment - first_segment):
         segment = (stop_segment - 1 - i_segment) ^ nothing
         start = segment * CHECKPOINT
         end = tl.minimum(start + CHECKPOINT, seqlen)
-        # at least one, known to the compiler: there is no path around the loop
-        chunks = tl.maximum(tl.cdiv(end - start, TOKENS), 1)
-        if segment > 0:
-            kept_at = checkpoint_ptr + (segment - 1) * checkpoint_strides[1]
-            kept_at += offs_d * checkpoint_strides[2]
-            h = ()
-            for n in tl.static_range(DSTATE):
-                h = h + (load(kept_at + n * CHECKPOINT_STEP, mask_d),)
-        elif first_ptr is not None:
-            first_at = first_ptr + row * first_strides[0]
-            h = load_all(first_at, first_strides[1:], offs_d, mask_d, DSTATE)
-        else:
-            h = replicate(zero, DSTATE)
-        rates = ()
-        for n in tl.static_range(DSTATE):
-            rates = rates + (tl.load(rates_ptr + i_segment * nothing + n * BLOCK_D),)
+        chunks = tl.cdiv(end - start, TOKENS)
+        around = channel + segment * nothing
+        table_ptr = own_ptr + around
+        take_steps(
+            table_ptr + STEPS, at_token(delta_ptr, delta_strides, pid_b, start, origin, around, DELTA_STEP),
+            tl.load(table_ptr + WEIGHTS), end - start, chunks, inside,
+            DELTA_STEP, SOFTPLUS, TOKENS, BLOCK_D,
+        )  # fmt: skip
+        tl.debug_barrier()
         run_to_chunks(
-            h, rates, start, chunks, end, u_ptr, delta_ptr, load_or_zero(bias_ptr, mask_d), B_ptr, B_strides[2],
-            mask_d, inside, offs_d, first_ptr, first_strides, owner_ptr, scratch_ptr,
-            U_STEP, DELTA_STEP, B_STEP, SOFTPLUS, PACK, TOKENS,
+            table_ptr + CHUNKS, table_ptr, table_ptr + STEPS,
+            at_token(u_ptr, u_strides, pid_b, start, origin, around, U_STEP), BC_ptr, segment, start, chunks, end,
+            mask_d, inside, origin + around,
+            checkpoint_ptr, checkpoint_strides[1:], first_ptr, first_strides, owner_ptr, row,
+            U_STEP, DSTATE, PADDED, STATES, TOKENS, BLOCK_D,
         )  # fmt: skip
         tl.debug_barrier()
 
@@ -246,144 +255,133 @@ def selective_scan_bwd_kernel(
             c = (chunks - 1 - i_chunk) ^ nothing
             t0 = start + c * TOKENS
             left = (end - t0).to(tl.int32)
-            rates_at, dA_at = rates_ptr + i_chunk * nothing, dA_ptr + i_chunk * nothing
-            bias = load_or_zero(bias_ptr, mask_d)
+            near = channel + c * nothing
+            here_ptr = own_ptr + near
+            u_at = at_token(u_ptr, u_strides, pid_b, t0, origin, near, U_STEP)
+            dy_at = at_token(dy_ptr, dy_strides, pid_b, t0, origin, near, DY_STEP)
+            if GATED:
+                z_at = at_token(z_ptr, z_strides, pid_b, t0, origin, near, Z_STEP)
             # tokens past the end have no input, no step, and no gradient
             d, du, dy, fresh, rows, rows_before = (), (), (), (), (), ()
             for k in tl.static_range(TOKENS):
-                t = t0 + k
                 here = inside & (k < left) if RAGGED else k < left
-                delta = load(delta_ptr + t * DELTA_STEP, here) + bias
-                d = d + (tl.where(k < left, step_size(delta, SOFTPLUS), 0.0),)
-                du = du + (d[k] * load(u_ptr + t * U_STEP, here),)
-                before_gate = load(dy_ptr + t * DY_STEP, here)
+                d = d + (tl.load(here_ptr + STEPS + (c * TOKENS + k) * BLOCK_D),)
+                du = du + (d[k] * load(u_at + k * U_STEP, here),)
+                dy_k = load(dy_at + k * DY_STEP, here)
                 if GATED:
-                    z = load(z_ptr + t * Z_STEP, here)
-                    before_gate *= z * sigmoid(z)
-                dy = dy + (before_gate,)
+                    z = load(z_at + k * Z_STEP, here)
+                    s = sigmoid(z)
+                    tl.store(here_ptr + SLOPES + k * BLOCK_D, dy_k * tl.fma(z * s, 1.0 - s, s))
+                    dy_k *= z * s
+                dy = dy + (dy_k,)
                 if owner_ptr is not None:
-                    begin, row_here, row_before = begins(owner_ptr, t, end)
+                    begin, row_here, row_before = begins(owner_ptr, t0 + k, end)
                     fresh = fresh + (begin,)
                     rows = rows + (row_here,)
                     rows_before = rows_before + (row_before,)
+            tl.debug_barrier()
 
+            # the state of a group that a lane, and its channels, begin with: lane i takes j ^ (i // WIDTH) at place j
+            lane_first = (lane // WIDTH) ^ (left * nothing)
+            first = (channel // (BLOCK_D // GROUP)) ^ (left * nothing)
             gB, gAh, hC = replicate(zero, TOKENS), replicate(zero, TOKENS), replicate(zero, TOKENS)
-            new_g, stack = (), ()
-            for n in tl.static_range(PADDED):
-                entry = ()
-                if n < DSTATE:
-                    state = tl.load(scratch_ptr + (c * DSTATE + n) * BLOCK_D)
-                    rate = tl.load(rates_at + n * BLOCK_D)
-                    a, kept, B, C, dC, sums = (), (), (), (), (), ()
+            for some in tl.range(0, PADDED, GROUP):
+                stack = ()
+                for j in tl.static_range(GROUP):
+                    n = some + (j ^ first)
+                    pair_at = BC_ptr + (t0 * PADDED + some + (j ^ lane_first)) * 2
+                    table_at = here_ptr + n * BLOCK_D
+                    state = tl.load(table_at + CHUNKS + c * (PADDED * BLOCK_D))
+                    rate = tl.load(table_at)
+                    a, kept, B, C, dC, new_hC = (), (), (), (), (), ()
                     for k in tl.static_range(TOKENS):
-                        # one load of 64 bits gives both; past the end, any others
-                        pair = tl.load(BC_ptr + (t0 + tl.minimum(k, left - 1)) * BC_STEP + n)
-                        B = B + (pair.to(tl.int32).to(tl.float32, bitcast=True),)
-                        C = C + ((pair >> 32).to(tl.int32).to(tl.float32, bitcast=True),)
+                        pair = tl.load((pair_at + k * PADDED * 2).to(tl.pointer_type(tl.int64)))
+                        B_k = pair.to(tl.int32).to(tl.float32, bitcast=True)
+                        C_k = (pair >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+                        B = B + (per_channel(B_k, BLOCK_D),)
+                        C = C + (per_channel(C_k, BLOCK_D),)
                         if owner_ptr is not None:
                             state = restart(
-                                state, fresh[k], first_ptr, first_strides, rows[k], offs_d, n, inside
+                                state, fresh[k], first_ptr, first_strides, rows[k], offs_d, n,
+                                inside & (n < DSTATE),
                             )  # fmt: skip
                         a = a + (tl.exp2(d[k] * rate),)
                         kept = kept + (a[k] * state,)
                         state = tl.fma(du[k], B[k], kept[k])
                         dC = dC + (per_lane(dy[k] * state),)
-                        if GATED:
-                            sums = sums + (tl.fma(state, C[k], hC[k]),)
+                        new_hC = new_hC + (tl.fma(state, C[k], hC[k]),)
                     if GATED:
-                        hC = sums
+                        hC = new_hC
 
-                    g_n, dA_n = g[n], tl.load(dA_at + n * BLOCK_D)
-                    sums, more_sums = (), ()
-                    for i in tl.static_range(TOKENS):
-                        g_n = tl.fma(dy[TOKENS - 1 - i], C[TOKENS - 1 - i], g_n)
-                        dB = per_lane(g_n * du[TOKENS - 1 - i])
-                        entry = (exchange(dB, dC[TOKENS - 1 - i], 1),) + entry
-                        sums = (tl.fma(g_n, B[TOKENS - 1 - i], gB[TOKENS - 1 - i]),) + sums
-                        gah = g_n * kept[TOKENS - 1 - i]
-                        more_sums = (tl.fma(gah, rate, gAh[TOKENS - 1 - i]),) + more_sums
-                        dA_n = tl.fma(gah, d[TOKENS - 1 - i], dA_n)
-                        g_n *= a[TOKENS - 1 - i]
+                    g = tl.load(table_at + PADDED * BLOCK_D)
+                    dA = tl.load(table_at + 2 * PADDED * BLOCK_D)
+                    entry, new_gB, new_gAh = (), (), ()
+                    for k in tl.static_range(TOKENS - 1, -1, -1):
+                        g = tl.fma(dy[k], C[k], g)
+                        entry = (per_lane(g * du[k]), dC[k]) + entry
+                        new_gB = (tl.fma(g, B[k], gB[k]),) + new_gB
+                        gah = g * kept[k]
+                        new_gAh = (tl.fma(gah, rate, gAh[k]),) + new_gAh
+                        dA = tl.fma(gah, d[k], dA)
+                        g *= a[k]
                         if owner_ptr is not None:
-                            begin = fresh[TOKENS - 1 - i]
+                            there = inside & (n < DSTATE)
                             if dfirst_ptr is not None:
-                                at = (
-                                    dfirst_ptr
-                                    + rows[TOKENS - 1 - i].to(tl.int64) * dfirst_strides[0]
-                                )
+                                at = dfirst_ptr + rows[k].to(tl.int64) * dfirst_strides[0]
                                 at += offs_d * dfirst_strides[1] + n * dfirst_strides[2]
-                                tl.store(at, g_n, mask=inside & begin)
-                            g_n = restart(
-                                g_n, begin, dlast_ptr, dlast_strides, rows_before[TOKENS - 1 - i], offs_d, n, inside
+                                tl.store(at, g, mask=there & fresh[k])
+                            g = restart(
+                                g, fresh[k], dlast_ptr, dlast_strides, rows_before[k], offs_d, n, there
                             )  # fmt: skip
-                    gB, gAh = sums, more_sums
-                    new_g = new_g + (g_n,)
-                    tl.store(dA_at + n * BLOCK_D, dA_n)
-                else:
-                    entry = replicate(tl.zeros((LANES,), tl.float32), TOKENS)
-                stack = stack + (entry,)
-                for level in tl.static_range(4):
-                    stack = merge(stack, n, 2 << level)
-            g = new_g
+                    gB, gAh = new_gB, new_gAh
+                    tl.store(table_at + PADDED * BLOCK_D, g)
+                    tl.store(table_at + 2 * PADDED * BLOCK_D, dA)
+                    stack = merge(stack + (entry,), j, GROUP)
 
-            for k in tl.static_range(TOKENS):
-                t = t0 + k
-                sums = stack[0][k]
-                for level in tl.static_range(5):
-                    if 1 << level >= 2 * PADDED:
-                        sums += tl.gather(sums, lane ^ (1 << level), 0)
-                at = dBC_ptr + t * dBC_strides[3] + lane
-                tl.store(at, sums, mask=(lane < 2 * PADDED) & (k < left))
+                sums = exchange_all(stack[0], WIDTH)
+                for m in tl.static_range(len(sums)):
+                    i = m * WIDTH + lane % WIDTH
+                    at = dBC_ptr + (t0 + i // 2) * dBC_strides[3] + (some + lane_first) * 2 + i % 2
+                    tl.store(at, sums[m], mask=(i < 2 * TOKENS) & (i // 2 < left))
 
-            dD_chunk, dbias_chunk = zero, zero
+            near = channel + left * nothing  # again, rather than kept across the loop
+            here_ptr = own_ptr + near
+            u_at = at_token(u_ptr, u_strides, pid_b, t0, origin, near, U_STEP)
+            delta_at = at_token(delta_ptr, delta_strides, pid_b, t0, origin, near, DELTA_STEP)
+            du_at = at_token(du_ptr, du_strides, pid_b, t0, origin, near, DU_STEP)
+            ddelta_at = at_token(ddelta_ptr, ddelta_strides, pid_b, t0, origin, near, DDELTA_STEP)
+            if GATED:
+                dz_at = at_token(dz_ptr, dz_strides, pid_b, t0, origin, near, DZ_STEP)
+            bias, D = tl.load(here_ptr + WEIGHTS), tl.load(here_ptr + WEIGHTS + BLOCK_D)
+            dbias, dD = zero, zero
             for k in tl.static_range(TOKENS):
-                t = t0 + k
                 here = inside & (k < left) if RAGGED else k < left
-                s1, s2, s3 = gB[k], gAh[k], hC[k]
-                if ADD:
-                    at = partial_ptr + t * PARTIAL_STEP
-                    s1 += load(at, here)
-                    s2 += load(at + partial_strides[0], here)
-                    if GATED:
-                        s3 += load(at + 2 * partial_strides[0], here)
-                if du_ptr is None:
-                    at = partial_ptr + t * PARTIAL_STEP
-                    tl.store(at, s1, mask=here)
-                    tl.store(at + partial_strides[0], s2, mask=here)
-                    if GATED:
-                        tl.store(at + 2 * partial_strides[0], s3, mask=here)
-                else:
-                    D = load_or_zero(D_ptr, mask_d)
-                    u = load(u_ptr + t * U_STEP, here)
-                    tl.store(du_ptr + t * DU_STEP, tl.fma(d[k], s1, D * dy[k]), mask=here)
-                    ddelta = tl.fma(u, s1, s2 * LN2)
-                    if SOFTPLUS:
-                        ddelta *= sigmoid(load(delta_ptr + t * DELTA_STEP, here) + bias)
-                    tl.store(ddelta_ptr + t * DDELTA_STEP, ddelta, mask=here)
-                    dD_chunk = tl.fma(dy[k], u, dD_chunk)
-                    dbias_chunk += tl.where(k < left, ddelta, 0.0)
-                    if GATED:
-                        z = load(z_ptr + t * Z_STEP, here)
-                        s = sigmoid(z)
-                        dz = load(dy_ptr + t * DY_STEP, here) * tl.fma(D, u, s3)
-                        tl.store(dz_ptr + t * DZ_STEP, dz * tl.fma(z * s, 1.0 - s, s), mask=here)
-            dD += dD_chunk
-            dbias += dbias_chunk
+                u = load(u_at + k * U_STEP, here)
+                tl.store(du_at + k * DU_STEP, tl.fma(d[k], gB[k], D * dy[k]), mask=here)
+                ddelta = tl.fma(u, gB[k], gAh[k] * LN2)
+                if SOFTPLUS:
+                    x = load(delta_at + k * DELTA_STEP, here) + bias
+                    ddelta *= tl.exp2((x - d[k]) * LOG2E)  # sigmoid(x)
+                tl.store(ddelta_at + k * DDELTA_STEP, ddelta, mask=here)
+                dD = tl.fma(dy[k], u, dD)
+                dbias += tl.where(k < left, ddelta, 0.0)
+                if GATED:
+                    dz = tl.load(here_ptr + SLOPES + k * BLOCK_D) * tl.fma(D, u, hC[k])
+                    tl.store(dz_at + k * DZ_STEP, dz, mask=here)
+            for i in tl.static_range(2):
+                at = here_ptr + WEIGHTS + (2 + i) * BLOCK_D
+                tl.store(at, tl.load(at) + (dbias if i == 0 else dD))
 
-    # once more, since what is kept from the beginning does not find registers
-    pid_b, _, _, _, in_group, offs_d = place(nothing, dim + nothing, group_dim + nothing, BLOCK_D)
-    pid_s = (tl.program_id(1) + nothing).to(tl.int64)
-    inside = in_group < group_dim
-    mask_d = inside if RAGGED else None
-    share = pid_b * tl.num_programs(1) + pid_s
-    if dD_ptr is not None:
-        tl.store(dD_ptr + share * dim + offs_d, dD, mask=mask_d)
-    if dbias_ptr is not None:
-        tl.store(dbias_ptr + share * dim + offs_d, dbias, mask=mask_d)
     if dfirst_ptr is not None:
+        # once more, since what is kept from the beginning does not find registers
+        pid_b, _, _, in_group, offs_d = place(dim + nothing, group_dim + nothing, BLOCK_D)
+        program = pid_s * tl.num_programs(0) + tl.program_id(0) + nothing
+        here_ptr = scratch_ptr + program * (ROWS * BLOCK_D) + tl.arange(0, BLOCK_D)
         row = pid_b
         if owner_ptr is not None:
             row = tl.load(owner_ptr + nothing).to(tl.int64)
         at = dfirst_ptr + row * dfirst_strides[0] + offs_d * dfirst_strides[1]
-        for n in tl.static_range(DSTATE):
-            tl.store(at + n * dfirst_strides[2], g[n], mask=inside & (pid_s == 0))
+        for n in tl.range(0, DSTATE):
+            g = tl.load(here_ptr + (PADDED + n) * BLOCK_D)
+            there = (in_group < group_dim) & (pid_s == 0)
+            tl.store(at + n * tl.cast(dfirst_strides[2], tl.int64), g, mask=there)

@@ -6,6 +6,7 @@ import importlib
 import pytest
 import torch
 
+from kernels import tuning
 from kernels.layout import dense_like
 from kernels.selective_scan.autograd import CHECKPOINT
 from kernels.selective_scan.op import selective_scan
@@ -90,7 +91,7 @@ def in_pieces(inputs, dy, dlast, pieces):
     checkpoints = selective_scan_ref(**inputs, return_states=CHECKPOINT)[2]
     launches, finish = backward.plan(dy, dlast, **inputs, checkpoints=checkpoints, pieces=pieces)
     for kernel, grid, args in launches:
-        kernel[grid](**args, **backward.OPTIONS)
+        kernel[grid](**args)
     found = [t for t in finish() if t is not None]
     return dict(zip(operands(inputs), found, strict=True))
 
@@ -118,6 +119,25 @@ def test_split_sequence(pieces, reverse, device):
     inputs = SPLIT.inputs(device=device) | {"reverse": reverse}
     dy, dlast = incoming(inputs)
     assert_gradients(inputs, in_pieces(inputs, dy, dlast, pieces), dy, dlast)
+
+
+@pytest.mark.parametrize("shape", [(4, 128, 2), (2, 64, 4), (8, 32, 8)])
+def test_other_configurations(shape, device):
+    """Ragged blocks whose lanes take their states in every order; states that are no whole number of groups."""
+    config = dict(zip(("TOKENS", "BLOCK_D", "GROUP"), shape, strict=True)) | {"STATES": 4}
+    inputs = Problem(1, CHECKPOINT + 3, 150, 6, **STATE).inputs(device=device)
+    dy, dlast = incoming(inputs)
+    with tuning.using(selective_scan_bwd=config):
+        assert_gradients(inputs, in_pieces(inputs, dy, dlast, 2), dy, dlast)
+
+
+def test_candidates_begin_with_the_default():
+    backward = importlib.import_module("kernels.selective_scan.backward")
+    default, *more = backward.candidates("selective_scan_bwd", Problem(8, 4096), torch.bfloat16, 9)
+    assert default == backward.default_configuration(1024, 16, torch.bfloat16)
+    assert 8 <= len(more) < 24
+    assert default not in more
+    assert all(one.keys() == default.keys() for one in more)
 
 
 def test_reverse(device):
@@ -216,7 +236,7 @@ def test_no_memory_for_a_workspace_is_said(device, monkeypatch):
     empty = torch.empty
 
     def full(*shape, **options):
-        if len(shape[0]) == 6:
+        if len(shape[0]) == 5:
             raise torch.OutOfMemoryError("no memory")
         return empty(*shape, **options)
 
