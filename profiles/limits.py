@@ -2,9 +2,11 @@
 
 A multiprocessor has four schedulers, each with a quarter of its registers, of its exponential unit and of its tensor
 cores. Per clock a scheduler issues one instruction of one warp; its exponential unit (MUFU: exp2, log2, reciprocal,
-square root) gives 4 results, so a warp of 32 takes 8 clocks; its tensor core does the FLOPs of TENSOR_FLOPS. The clocks
-of a loop on each unit, whatever the order of its instructions, are therefore known from the code: the largest is the
-bound, and the loop takes at least that long when all else overlaps.
+square root) gives 4 results, so a warp of 32 takes 8 clocks; its tensor core does the FLOPs of TENSOR_FLOPS. Shared
+memory moves 128 bytes a clock for all four, so a scheduler counts 32 for its own warps: what they load, store, copy in
+and shuffle, and the operands that tensor cores read there, which on Hopper are all of B, and A unless it is in
+registers. The clocks of a loop on each unit, whatever the order of its instructions, are therefore known from the code:
+the largest is the bound, and the loop takes at least that long when all else overlaps.
 """
 
 import re
@@ -22,6 +24,9 @@ MUFU_CLOCKS = 8
 
 # FLOPs a clock of one scheduler's tensor core, dense, from 16-bit operands; a third operand format halves it (tf32)
 TENSOR_FLOPS = {"sm_80": 512, "sm_90": 1024, "sm_100": 2048}
+# bytes a clock that a scheduler has of shared memory: a quarter of 128, which all four share; sm_100 keeps operands of
+# its tensor cores in a memory of their own
+SHARED_BYTES_A_CLOCK = {"sm_80": 32, "sm_90": 32}
 
 # What makes an instruction mix readable
 UNITS = {
@@ -84,4 +89,6 @@ def clocks(code: MachineCode):
         "exponential": MUFU_CLOCKS * sum(n for op, n in code.body.items() if EXPONENTIAL.match(op)),
         "tensor core": code.main_loop_flops / TENSOR_FLOPS[code.target],
     }
+    if code.target in SHARED_BYTES_A_CLOCK:
+        found["shared memory"] = code.shared_traffic / SHARED_BYTES_A_CLOCK[code.target]
     return {unit: count for unit, count in found.items() if count}

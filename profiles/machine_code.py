@@ -90,16 +90,31 @@ class MachineCode:
         )
 
     @functools.cached_property
+    def body_instructions(self):
+        """(address, opcode, operands) of what `body` counts."""
+        for start, end in self._loops():
+            loop = [i for i in self.instructions if start <= i[0] <= end]
+            if Counter(opcode for _, opcode, _ in loop) == self.main_loop:
+                return loop
+        return self.instructions
+
+    @property
     def main_loop_flops(self):
-        """FLOPs of one warp in the tensor-core instructions of one trip of the main loop (NVIDIA only).
+        """FLOPs of one warp in the tensor-core instructions of `body` (NVIDIA only).
 
         Those in tf32 count twice, since they run at half the rate of 16-bit ones.
         """
-        bodies = [
-            [i for i in self.instructions if start <= i[0] <= end] for start, end in self._loops()
-        ]
-        body = next((b for b in bodies if Counter(op for _, op, _ in b) == self.main_loop), [])
-        return sum(_mma_flops(opcode, operands) for _, opcode, operands in body)
+        return sum(_mma_flops(opcode, operands) for _, opcode, operands in self.body_instructions)
+
+    @property
+    def shared_traffic(self):
+        """Bytes that one warp moves into, out of or through shared memory in `body` (NVIDIA up to Hopper).
+
+        Without what bank conflicts repeat, and without the copies of TMA: no thread issues those byte by byte.
+        """
+        return sum(
+            _shared_bytes(opcode, operands) for _, opcode, operands in self.body_instructions
+        )
 
     def _loops(self):
         """(first address, last address) of every backward jump."""
@@ -116,17 +131,36 @@ def _matrix(loop):
     return sum(n for op, n in loop.items() if op in TENSOR_CORE or op.startswith(MATRIX_AMD))
 
 
+def _mma_sizes(operands):
+    """(m, n, k): .64x128x16 on Hopper; .16816 and .1688 before: 16 x 8 x (16 or 8)."""
+    sizes = re.match(r"\.(\d+)x(\d+)x(\d+)|\.(16)(8)(\d+)\b", operands)
+    return tuple(int(size) for size in sizes.groups() if size) if sizes else (0, 0, 0)
+
+
 def _mma_flops(opcode, operands):
     """FLOPs of one warp in a tensor-core instruction; on Hopper a warp does a quarter of its group's."""
     if opcode not in ("HMMA", "HGMMA"):
         return 0
-    # .64x128x16 on Hopper; .16816 and .1688 before: 16 x 8 x (16 or 8)
-    sizes = re.match(r"\.(\d+)x(\d+)x(\d+)|\.(16)(8)(\d+)\b", operands)
-    if sizes is None:
-        return 0
-    m, n, k = (int(size) for size in sizes.groups() if size)
+    m, n, k = _mma_sizes(operands)
     flops = 2 * m * n * k // (4 if opcode == "HGMMA" else 1)
     return 2 * flops if "TF32" in operands else flops
+
+
+def _shared_bytes(opcode, operands):
+    """Bytes of shared memory for one warp of an instruction: 32 lanes of 4 bytes where it does not say more."""
+    if opcode == "HGMMA":
+        # the group reads n rows of 32 bytes (its k in any format), and its own m too if they are not in registers
+        m, n, _ = _mma_sizes(operands)
+        first = re.search(r"R\d+, (\w+)", operands)
+        return 32 * (n + m * (first is not None and first.group(1) == "gdesc")) // 4
+    size = operands.split(" ")[0]
+    if opcode in ("LDSM", "STSM"):
+        tiles = re.search(r"M\w*\.([24])\b", size)
+        return 128 * (int(tiles.group(1)) if tiles else 1)
+    if opcode in ("LDS", "STS", "LDGSTS", "SHFL"):
+        bits = re.search(r"\.(64|128)\b", size)
+        return 4 * int(bits.group(1)) if bits else 128
+    return 0
 
 
 def read_cubin(cubin, name, target, **fields):

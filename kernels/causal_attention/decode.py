@@ -17,8 +17,10 @@ import triton.language as tl
 
 from kernels.causal_attention.blocks import LOWEST, attend
 from kernels.causal_attention.tiles import (
+    candidates_of,
     check_operands,
     precision,
+    static_candidates_of,
     static_cases_of,
     tile_for,
     workspace,
@@ -26,10 +28,11 @@ from kernels.causal_attention.tiles import (
 from kernels.implementations import interpreted, note
 from kernels.layout import empty_like
 
+KERNEL = "causal_attention_decode"
 MAX_QUERIES = 16
 MAX_ROWS = 32  # queries times the heads that share a head of keys
 MAX_SPLITS = 128
-PROGRAMS = 2  # a multiprocessor holds at once
+PROGRAMS = 2  # for a multiprocessor, which holds as many at once
 INTERPRETED_MULTIPROCESSORS = 4
 
 
@@ -121,7 +124,8 @@ def causal_attention_combine_kernel(
 
 # (BLOCK_M, BLOCK_N, PIECE, num_warps, num_stages) by GPU generation and largest headdim; BLOCK_M is the least, it grows
 # with the rows. Static choices that nobody has measured yet: nothing spills, and two programs fit in the shared memory
-# of a multiprocessor with three blocks of keys and values each on their way, which is what hides the memory's latency.
+# of a multiprocessor with two or three blocks of keys and values each on their way, which is what hides the memory's
+# latency. On an H200 memory takes 2 headdim bytes * itemsize / 18.5 clocks a key; shared memory has to take less.
 HALF = {
     8: {64: (16, 64, 64, 4, 3), 128: (16, 32, 128, 4, 3), 256: (16, 32, 128, 4, 2)},
     9: {64: (16, 128, 64, 4, 3), 128: (16, 64, 128, 4, 3), 256: (16, 32, 128, 4, 3)},
@@ -129,10 +133,37 @@ HALF = {
 }
 FLOAT32 = {
     8: {64: (16, 32, 64, 4, 3), 128: (16, 32, 64, 4, 2), 256: (16, 16, 64, 4, 2)},
-    9: {64: (16, 64, 64, 4, 3), 128: (16, 32, 64, 4, 3), 256: (16, 16, 64, 8, 3)},
+    9: {64: (16, 64, 64, 4, 3), 128: (16, 64, 32, 4, 2), 256: (16, 32, 32, 4, 2)},
     10: {64: (16, 64, 64, 4, 3), 128: (16, 32, 64, 4, 3), 256: (16, 16, 64, 8, 3)},
 }
 TABLES = (HALF, FLOAT32)
+TRIED_HALF = {
+    9: {
+        64: (
+            (16, 64, 64, 4, 3),
+            (16, 64, 64, 4, 4),
+            (16, 64, 64, 2, 3),
+            (16, 128, 64, 4, 2),
+            (16, 128, 64, 8, 3),
+        ),
+        128: (
+            (16, 32, 128, 4, 4),
+            (16, 64, 128, 4, 2),
+            (16, 64, 64, 4, 3),
+            (16, 64, 128, 8, 3),
+            (16, 128, 128, 8, 2),
+        ),
+        256: ((16, 32, 128, 4, 2), (16, 32, 128, 8, 3), (16, 64, 128, 8, 2)),
+    }
+}
+TRIED_FLOAT32 = {
+    9: {
+        64: ((16, 64, 64, 4, 2), (16, 32, 64, 4, 3)),
+        128: ((16, 32, 64, 4, 2), (16, 32, 64, 4, 3)),
+        256: ((16, 32, 64, 4, 2), (16, 16, 32, 4, 3), (16, 16, 64, 8, 3)),
+    }
+}
+TRIED = (TRIED_HALF, TRIED_FLOAT32)
 
 
 def is_decoding(seqlen_q, groups):
@@ -150,9 +181,10 @@ def causal_attention_decode(q, k, v, softmax_scale, return_lse, splits=None):
     batch, nheads, seqlen_q, headdim = q.shape
     _, nheads_kv, seqlen_k, _ = k.shape
     groups = nheads // nheads_kv
-    tile = tile_for(TABLES, q, seqlen_k)
+    tile = tile_for(TABLES, q, seqlen_k, KERNEL)
+    programs = tile.pop("PROGRAMS", PROGRAMS)
     tile["BLOCK_M"] = max(16, triton.next_power_of_2(groups * seqlen_q))
-    splits = splits or splits_of(batch * nheads_kv, _multiprocessors(q.device))
+    splits = splits or splits_of(batch * nheads_kv, programs * _multiprocessors(q.device))
     keys, splits = parts_of(seqlen_k, splits, tile["BLOCK_N"])
 
     o = empty_like(q)
@@ -179,9 +211,9 @@ def causal_attention_decode(q, k, v, softmax_scale, return_lse, splits=None):
     return o, lse
 
 
-def splits_of(heads, multiprocessors):
-    """How many programs share the keys of a head, so that all run at once and fill the device."""
-    return min(MAX_SPLITS, max(1, PROGRAMS * multiprocessors // heads))
+def splits_of(heads, programs):
+    """How many programs share the keys of a head, so that there are about `programs` in all."""
+    return min(MAX_SPLITS, max(1, programs // heads))
 
 
 def parts_of(seqlen_k, splits, block_n):
@@ -198,13 +230,28 @@ def _multiprocessors(device):
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def candidates(kernel, problem, dtype, generation):
+    """Configurations to try for a `CausalAttentionProblem` of few queries, the default first."""
+    tiles = candidates_of(TABLES, TRIED, problem, dtype, generation)
+    more = [tile | {"PROGRAMS": 2 * PROGRAMS} for tile in tiles]  # what waits fills the end
+    return (*tiles, *more)
+
+
+def static_candidates(target):
+    """The candidates as `profiles.static` compiles them: those that differ as code."""
+    return static_candidates_of(
+        KERNEL, lambda _, *case: candidates_of(TABLES, TRIED, *case), target,
+        kernel=causal_attention_decode_kernel, name=KERNEL, operands="qkvo", scalars=SCALARS,
+    )  # fmt: skip
+
+
+COUNTS = ("batch", "nheads", "groups", "splits", "keys", "split_stride", "seqlen_q", "seqlen_k")
+SCALARS = {"lse_ptr": "*fp32", "scale_log2": "fp32"} | dict.fromkeys(COUNTS, "i32")
+
+
 def static_cases():
     """The default configurations as `profiles.static` compiles them, each for the GPUs that it is meant for."""
-    counts = ("batch", "nheads", "groups", "splits", "keys", "split_stride", "seqlen_q", "seqlen_k")
-    scalars = {"lse_ptr": "*fp32", "scale_log2": "fp32"} | dict.fromkeys(counts, "i32")
-    yield from static_cases_of(
-        causal_attention_decode_kernel, "causal_attention_decode", TABLES, "qkvo", scalars
-    )
+    yield from static_cases_of(causal_attention_decode_kernel, KERNEL, TABLES, "qkvo", SCALARS)
     counts = ("rows", "nheads", "seqlen_q", "splits")
     floats = dict.fromkeys(("parts_ptr", "lses_ptr", "lse_ptr"), "*fp32")
     signature = dict.fromkeys(causal_attention_combine_kernel.arg_names, "constexpr")

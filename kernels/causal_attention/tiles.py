@@ -1,12 +1,16 @@
 """The host's side of the Triton kernels: what they take, their tiles by GPU and headdim, and their memory."""
 
 import functools
+import inspect
 import math
 
 import torch
 import triton
 
+from kernels.causal_attention.problem import CausalAttentionProblem
 from kernels.implementations import interpreted
+from kernels.specialise import TYPES
+from kernels.tuning import configuration
 
 # AMD's matrix units are not asynchronous either: its GPUs take the tiles of the oldest generation
 TARGETS = {"sm_80": 8, "sm_90": 9, "sm_100": 10, "gfx942": 8}
@@ -45,19 +49,48 @@ def tile_of(tables, dtype, headdim, generation):
     tables: for bfloat16 and float16, and for float32, {generation: {largest headdim: the five numbers}}.
     """
     table = tables[dtype == torch.float32][generation]
-    tile = next(tile for largest, tile in table.items() if headdim <= largest)
+    return as_tile(next(row for largest, row in table.items() if headdim <= largest), headdim)
+
+
+def as_tile(row, headdim):
+    """The dict of a row of a table: five numbers, and the names of what is switched on besides."""
     names = ("BLOCK_M", "BLOCK_N", "PIECE", "num_warps", "num_stages")
-    tile = dict(zip(names, tile, strict=True))
+    tile = dict(zip(names, row[:5], strict=True)) | dict.fromkeys(row[5:], True)
     return tile | {"PIECE": min(tile["PIECE"], max(16, triton.next_power_of_2(headdim)))}
 
 
-def tile_for(tables, q, seqlen_k):
-    """The tile for these operands on their device."""
+def candidates_of(tables, tried, problem, dtype, generation):
+    """The default of `tile_of`, then the rows that `tried`, of the form of `tables`, has for this headdim."""
+    headdim = problem.headdim
+    found = [tile_of(tables, dtype, headdim, generation)]
+    table = tried[dtype == torch.float32].get(generation, {})
+    for row in next((rows for largest, rows in table.items() if headdim <= largest), ()):
+        tile = as_tile(row, headdim)
+        if tile not in found:
+            found.append(tile)
+    return tuple(found)
+
+
+def tile_for(tables, q, seqlen_k, kernel=None):
+    """The tile for these operands on their device: the default, or what `kernels.tuning` has for `kernel`.
+
+    Args:
+        tables: as in `tile_of`.
+        q: (batch, nheads, seqlen_q, headdim).
+        kernel: a key of `kernels.tuning.KERNELS`; None for a kernel that is not tuned.
+    """
+    batch, nheads, seqlen_q, headdim = q.shape
     if interpreted():  # cost is per operation, so few and big blocks
         fit = lambda n, most: min(most, max(16, triton.next_power_of_2(n)))
-        block = {"BLOCK_M": fit(q.shape[2], 128), "BLOCK_N": fit(seqlen_k, 128)}
-        return block | {"PIECE": fit(q.shape[3], 256), "num_warps": 1, "num_stages": 1}
-    return tile_of(tables, q.dtype, q.shape[3], generation(q.device))
+        default = {"BLOCK_M": fit(seqlen_q, 128), "BLOCK_N": fit(seqlen_k, 128)}
+        default |= {"PIECE": fit(headdim, 256), "num_warps": 1, "num_stages": 1}
+    else:
+        default = tile_of(tables, q.dtype, headdim, generation(q.device))
+    if kernel is None:
+        return default
+    same = {"dtype": TYPES[q.dtype], "headdim": headdim}
+    near = {"seqlen": seqlen_k, "heads": batch * nheads}
+    return configuration(kernel, default, q.device, same, near)
 
 
 @functools.cache
@@ -81,36 +114,72 @@ def precision(q):
 def static_cases_of(kernel, name, tables, operands, scalars, packed=None):
     """The default configurations of a kernel as `profiles.static` compiles them, each for the GPUs it is meant for.
 
-    operands: names of arguments that come as `<name>_ptr` and `<name>_strides` in the dtype of the case.
-    scalars: {argument: type} of the others that are no constants; the integers among them that are not lengths may
-        have any value.
-    packed: {argument: type} that a case of packed sequences has besides; one such is listed, of headdim 128.
+    packed: {argument: type} that a case of packed sequences has besides; one such is listed, of headdim 128. The others
+        are those of `case_of`.
     """
-    unaligned = [n for n, t in scalars.items() if t == "i32" and "seqlen" not in n]
     for target, major in TARGETS.items():
-        for dtype, short in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
+        for dtype in (torch.bfloat16, torch.float32):
             for headdim in tables[dtype == torch.float32][major]:
-                signature = dict.fromkeys(kernel.arg_names, "constexpr") | scalars
                 tile = tile_of(tables, dtype, headdim, major)
-                constexprs = {"HEADDIM": headdim}
-                exact = short == "bf16" or target == "gfx942"
-                constexprs["PRECISION"] = "ieee" if exact else "tf32x3"
-                for operand in operands:
-                    signature[f"{operand}_ptr"] = f"*{short}"
-                    signature[f"{operand}_strides"] = ("i32", "i32", "i32", "constexpr")
-                    constexprs[(kernel.arg_names.index(f"{operand}_strides"), 3)] = 1
-                options = {option: tile.pop(option) for option in ("num_warps", "num_stages")}
-                case = {
-                    "name": f"{name}-{short}-d{headdim}",
-                    "kernel": kernel,
-                    "signature": signature,
-                    "constexprs": constexprs | tile,
-                    "unaligned": unaligned,
-                    "targets": (target,),
-                    "work": {"scores": tile["BLOCK_M"] * tile["BLOCK_N"]},
-                    **options,
-                }
+                case = case_of(kernel, name, operands, scalars, dtype, headdim, tile, target)
                 yield case
-                if packed and (short, headdim) == ("bf16", 128):
-                    changes = {"name": f"{case['name']}-packed", "signature": signature | packed}
+                if packed and (dtype, headdim) == (torch.bfloat16, 128):
+                    changes = {
+                        "name": f"{case['name']}-packed",
+                        "signature": case["signature"] | packed,
+                    }
                     yield case | changes
+
+
+def case_of(kernel, name, operands, scalars, dtype, headdim, tile, target):
+    """One configuration as `profiles.static` compiles it.
+
+    Args:
+        operands: names of arguments that come as `<name>_ptr` and `<name>_strides` in `dtype`.
+        scalars: {argument: type} of the others that are no constants; the integers among them that are not lengths may
+            have any value.
+    """
+    short = TYPES[dtype]
+    exact = dtype != torch.float32 or target == "gfx942"
+    signature = dict.fromkeys(kernel.arg_names, "constexpr") | scalars
+    # every constant by name: Triton's cache knows only the values, so one that is left out can pass for another
+    parameters = inspect.signature(kernel.fn).parameters.values()
+    constexprs = {p.name: p.default for p in parameters if p.default is not p.empty}
+    constexprs |= {"HEADDIM": headdim, "PRECISION": "ieee" if exact else "tf32x3"}
+    for operand in operands:
+        signature[f"{operand}_ptr"] = f"*{short}"
+        signature[f"{operand}_strides"] = ("i32", "i32", "i32", "constexpr")
+        constexprs[(kernel.arg_names.index(f"{operand}_strides"), 3)] = 1
+    scores = tile["BLOCK_M"] * tile["BLOCK_N"]
+    if tile.get("WARP_SPECIALIZE"):
+        scores //= 2  # Triton shares the block out to two groups of as many warps
+    return {
+        "name": f"{name}-{short}-d{headdim}",
+        "kernel": kernel,
+        "signature": signature,
+        "constexprs": constexprs | {k: v for k, v in tile.items() if k in kernel.arg_names},
+        "unaligned": [n for n, t in scalars.items() if t == "i32" and "seqlen" not in n],
+        "targets": (target,),
+        "work": {"scores": scores},
+        **{k: v for k, v in tile.items() if k not in kernel.arg_names},
+    }
+
+
+def static_candidates_of(tuned, candidates, target, **case):
+    """Every candidate of a kernel for half and single precision, as `profiles.static --candidates` compiles them.
+
+    tuned: its name among `kernels.tuning.KERNELS`.
+    candidates: the function of that name of the kernel's module.
+    case: `kernel`, `name`, `operands` and `scalars` of `case_of`.
+    """
+    for dtype in (torch.bfloat16, torch.float32):
+        for headdim in (64, 96, 128, 192, 256):
+            problem = CausalAttentionProblem(headdim=headdim)
+            for tile in candidates(tuned, problem, dtype, TARGETS[target]):
+                made = case_of(**case, dtype=dtype, headdim=headdim, tile=tile, target=target)
+                flags = "".join(
+                    f"-{k.lower().replace('_', '-')}" for k, v in tile.items() if v is True
+                )
+                sizes = "m{BLOCK_M}-n{BLOCK_N}-p{PIECE}-w{num_warps}-s{num_stages}".format(**tile)
+                extra = {"name": f"{made['name']}-{sizes}{flags}", "kernel_name": tuned}
+                yield made | extra | {"configuration": tile}

@@ -4,7 +4,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.masking_utils import eager_mask
 from transformers.models.llama import modeling_llama
 
-from kernels.causal_attention import tiles
+from kernels import tuning
+from kernels.causal_attention import forward, tiles
+from kernels.causal_attention.descriptors import describable
 from kernels.causal_attention.hf import _additive_mask
 from kernels.causal_attention.op import causal_attention
 from kernels.causal_attention.problem import CausalAttentionProblem
@@ -30,7 +32,8 @@ def place(impl, device):
 
 
 def double(inputs):
-    return {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    floats = [k for k, v in inputs.items() if isinstance(v, torch.Tensor) and v.is_floating_point()]
+    return inputs | {k: inputs[k].double() for k in floats}
 
 
 def check(inputs, impl):
@@ -298,6 +301,91 @@ def test_three_tf32_products_are_as_accurate_as_float32():
         assert_as_accurate("o", attention(lambda a, b: tf32(a) @ tf32(b)), baseline, gold)
 
 
+TILE = {"BLOCK_M": 32, "BLOCK_N": 16, "PIECE": 16, "num_warps": 1, "num_stages": 1}
+VARIANTS = [
+    {"LATE_VALUES": True},
+    {"DESCRIPTORS": True},
+    {"DESCRIPTORS": True, "LATE_VALUES": True},
+    {"DESCRIPTORS": True, "WARP_SPECIALIZE": True},
+]
+
+
+@pytest.mark.parametrize(
+    ("problem", "bounds"),
+    [
+        (CausalAttentionProblem(1, 2, 100, 24, nheads_kv=1, seqlen_q=70), None),
+        (
+            CausalAttentionProblem(1, 1, 33, 16),
+            None,
+        ),  # the last block has one query, and no key that it does not see
+        (CausalAttentionProblem(1, 1, 90, 16), [0, 5, 5, 45, 46, 90]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("variant", VARIANTS, ids=" ".join)
+def test_variants(variant, problem, bounds, device):
+    inputs = problem.inputs(torch.float16, device)
+    if bounds is not None:
+        inputs["cu_seqlens"] = torch.tensor(bounds, dtype=torch.int32, device=device)
+    with tuning.using(causal_attention_fwd=TILE | variant):
+        check(inputs, "triton")
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("variant", VARIANTS[:-1], ids=" ".join)
+def test_no_variant_touches_another_sequence(variant, device):
+    """Infinities there would show through weights of zero, as what a sequence masks in its own blocks does."""
+    inputs = CausalAttentionProblem(1, 1, 96, 16).inputs(torch.float32, device)
+    cu_seqlens = torch.tensor([0, 48, 96], dtype=torch.int32, device=device)
+    inputs["v"][:, :, :48] = float("inf")
+    with tuning.using(causal_attention_fwd=TILE | variant | {"BLOCK_M": 16}):
+        o = causal_attention(**inputs, cu_seqlens=cu_seqlens, impl="triton")
+    assert o[:, :, 48:].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("view", "expected"),
+    [
+        (lambda t: t, True),
+        (lambda t: t.transpose(1, 2).contiguous().transpose(1, 2), True),
+        (lambda t: t[:1].expand(3, -1, -1, -1), True),
+        (lambda t: t[..., 8:], True),  # 16 bytes on
+        (lambda t: t[..., 4:], False),
+        (lambda t: t[..., ::2], False),
+        (lambda t: t.mT, False),
+        (lambda t: t[:, :, :1].expand(-1, -1, 5, -1), False),
+        (lambda t: t[..., :60].contiguous(), False),  # rows of 120 bytes
+    ],
+)
+def test_what_the_copy_engine_can_move(view, expected):
+    assert describable(view(torch.zeros(2, 3, 5, 64, dtype=torch.half))) == expected
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_a_variant_cannot_run_takes_the_default(packed, device, monkeypatch):
+    monkeypatch.setattr(forward, "launch_with_descriptors", None)
+    inputs = CausalAttentionProblem(1, 2, 70, 16).inputs(torch.float32, device)
+    if packed:
+        inputs["cu_seqlens"] = torch.tensor([0, 30, 70], dtype=torch.int32, device=device)
+    else:
+        inputs["k"] = inputs["k"].mT.contiguous().mT
+    with tuning.using(causal_attention_fwd=TILE | VARIANTS[-1]):
+        check(inputs, "triton")
+
+
+def test_candidates():
+    kernel = "causal_attention_fwd"
+    problem = CausalAttentionProblem(headdim=80)
+    found = forward.candidates(kernel, problem, torch.bfloat16, 9)
+    assert found[0] == tiles.tile_of(forward.TABLES, torch.bfloat16, 80, 9)
+    assert len(found) == len({tuple(sorted(tile.items())) for tile in found}) > 5
+    assert all(tile["PIECE"] in (32, 64, 128) for tile in found)
+    assert len(forward.candidates(kernel, problem, torch.float32, 8)) == 1
+    names = [case["name"] for case in forward.static_candidates("sm_90")]
+    assert len(set(names)) == len(names) > 40
+    assert "causal_attention_fwd-bf16-d128-m128-n128-p128-w8-s2-descriptors-late-values" in names
+
+
 def test_cost():
     prompt = CausalAttentionProblem(2, 8, 1000, 64, nheads_kv=2)
     scores = 2 * 8 * 1000 * 1001 // 2
@@ -328,6 +416,21 @@ def test_on_a_gpu(impl, headdim, dtype):
         gold = causal_attention(**double(inputs), impl="reference")
         baseline = causal_attention(**inputs, impl="reference")
         assert_as_accurate("o", causal_attention(**inputs, impl=impl), baseline, gold)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("headdim", [64, 128, 256])
+def test_candidates_on_a_gpu(headdim, dtype):
+    """What no interpreter runs: descriptors as the copy engine reads them, and groups of warps beside each other."""
+    problem = CausalAttentionProblem(2, 4, 1025, headdim, nheads_kv=2, seqlen_q=1000)
+    inputs = problem.inputs(dtype, "cuda")
+    major = tiles.generation(inputs["q"].device)
+    for tile in forward.candidates("causal_attention_fwd", problem, dtype, major):
+        with tuning.using(causal_attention_fwd=tile):
+            o = check(inputs, "triton")
+            for _ in range(20):
+                assert torch.equal(o, causal_attention(**inputs, impl="triton")), tile
 
 
 @pytest.mark.gpu

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from kernels.causal_attention import autograd
+from kernels.causal_attention.backward import DKDV_KERNEL, DQ_KERNEL, candidates
 from kernels.causal_attention.op import causal_attention
 from kernels.causal_attention.problem import CausalAttentionProblem
 from kernels.causal_attention.tiles import workspace
 from kernels.implementations import recording
+from kernels.tuning import asking, using
 from tests.kernels.test_causal_attention import double, place
 from tests.tolerance import assert_as_accurate
 
@@ -77,6 +79,37 @@ def test_many_blocks_and_pieces(dtype, block_m, device, monkeypatch):
     small_tiles(monkeypatch, BLOCK_M=block_m)
     problem = CausalAttentionProblem(1, 2, 75, 40, nheads_kv=1, seqlen_q=60)
     check(problem.inputs(dtype, device), "triton")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_dk_and_dv_apart(dtype, device):
+    """The same bits as from one launch, in blocks of another size for each kernel."""
+    problem = CausalAttentionProblem(1, 2, 45, 24, nheads_kv=1, seqlen_q=37)
+    inputs = problem.inputs(dtype, device)
+    blocks = {"BLOCK_M": 32, "BLOCK_N": 16, "PIECE": 16}
+    with using(causal_attention_bwd_dkdv=blocks, causal_attention_bwd_dq={"BLOCK_M": 16}):
+        together = gradients(inputs, "triton")
+    with using(causal_attention_bwd_dkdv=blocks | {"SPLIT": True}), asking() as asked:
+        _, dk, dv = check(inputs, "triton")
+    assert torch.equal(dk, together[1])
+    assert torch.equal(dv, together[2])
+    for kernel in (DQ_KERNEL, DKDV_KERNEL):
+        assert asked[kernel]["same"]["headdim"] == 24
+
+
+@pytest.mark.parametrize("kernel", [DQ_KERNEL, DKDV_KERNEL])
+def test_candidates_are_complete_and_differ(kernel):
+    for headdim in (16, 64, 96, 128, 192, 256):
+        for dtype in (torch.bfloat16, torch.float32):
+            for generation in (8, 9, 10):
+                found = candidates(
+                    kernel, CausalAttentionProblem(headdim=headdim), dtype, generation
+                )
+                assert 1 <= len(found) <= 24
+                assert len({tuple(sorted(tile.items())) for tile in found}) == len(found)
+                for tile in found:
+                    assert tile.keys() >= {"BLOCK_M", "BLOCK_N", "PIECE", "num_warps", "num_stages"}
+    assert len(candidates(kernel, CausalAttentionProblem(headdim=128), torch.bfloat16, 9)) > 1
 
 
 @pytest.mark.parametrize("through", ["o", "lse"])
@@ -164,8 +197,7 @@ def test_opcheck(device):
         o, lse = torch.ops.crossover.causal_attention(q, k, v, 0.25, cu_seqlens, "triton")
         operands = [t.detach() for t in (o, lse, q, k, v, o, lse)]
         torch.library.opcheck(
-            torch.ops.crossover.causal_attention_backward,
-            (*operands, 0.25, cu_seqlens, "triton"),
+            torch.ops.crossover.causal_attention_backward, (*operands, 0.25, cu_seqlens, "triton")
         )
 
 

@@ -100,9 +100,9 @@ def test_parts():
     assert parts_of(128, 8, 64) == (128, 1)  # two blocks at least
     assert parts_of(8192, 33, 64) == (256, 32)
     assert parts_of(8193, 32, 64) == (320, 26)  # none of them empty
-    assert splits_of(8, 132) == 33
-    assert splits_of(1, 132) == 128
-    assert splits_of(1000, 132) == 1
+    assert splits_of(8, 2 * 132) == 33
+    assert splits_of(1, 2 * 132) == 128
+    assert splits_of(1000, 2 * 132) == 1
 
 
 @pytest.mark.gpu

@@ -46,6 +46,38 @@ def test_clocks_of_a_scheduler():
     assert clocks(code(target="gfx942", instructions=body)) == {}
 
 
+@pytest.mark.parametrize(
+    ("instruction", "expected"),
+    [
+        # 128 x 64 scores of depth 16, q from shared memory: 64 + 64 rows of 32 bytes, 4 KiB in the 32 clocks of its
+        # products, all that a multiprocessor has
+        (("HGMMA", ".64x64x16.F32.BF16 R88, gdesc[UR8], R88"), 32),
+        (("HGMMA", ".64x128x16.F32.BF16 R24, gdesc[UR8], RZ, !UPT"), 48),  # of 64
+        (("HGMMA", ".64x128x16.F32.BF16 R24, R120, gdesc[UR8].tnspB, R24, gsb0"), 32),
+        (("HGMMA", ".64x64x8.F32.TF32 R24, gdesc[UR8], R24"), 32),
+        (("LDGSTS", ".E.BYPASS.LTC128B.128 [R1], desc[UR14][R90.64], !P4"), 16),
+        (("LDGSTS", ".E [R1], desc[UR14][R90.64]"), 4),
+        (("LDS", ".64 R4, [R2]"), 8),
+        (("STS", ".U16 [R2], R4"), 4),
+        (("LDSM", ".16.M88.4 R4, [R2]"), 16),
+        (("LDSM", ".16.MT88.2 R4, [R2]"), 8),
+        (("STSM", ".16.M88 [R2], R4"), 4),
+        (("SHFL", ".BFLY PT, R1, R2, 0x1, 0x1f"), 4),
+        (("FFMA", " R1, R2, R3, R4"), None),
+    ],
+)
+def test_clocks_of_shared_memory(instruction, expected):
+    """A warp's share of the bytes, of which a scheduler has 32 a clock: 512 bytes take it 16."""
+    found = clocks(code(instructions=loop(instruction)))
+    assert found.get("shared memory") == expected
+    assert "shared memory" not in clocks(code(target="sm_100", instructions=loop(instruction)))
+
+
+def test_a_product_from_shared_memory_takes_all_of_it():
+    found = clocks(code(instructions=loop(("HGMMA", ".64x64x16.F32.BF16 R8, gdesc[UR8], RZ"))))
+    assert found["shared memory"] == found["tensor core"] == 32
+
+
 def test_a_kernel_without_a_loop_counts_whole():
     assert clocks(code(instructions=[(0, "FFMA", ""), (16, "EXIT", "")])) == {"issue": 2}
 
