@@ -24,15 +24,19 @@ import triton.language as tl
 from kernels.attention_statistics.received import received_of, received_static_cases
 from kernels.attention_statistics.reference import AttentionStatistics
 from kernels.attention_statistics.scores import scores
+from kernels.attention_statistics.tiles import TABLES, TRIED
 from kernels.causal_attention.blocks import LOWEST, load_rows, schedule
 from kernels.causal_attention.tiles import (
+    candidates_of,
     heads_per_section,
     precision,
+    static_candidates_of,
     static_cases_of,
     tile_for,
 )
 from kernels.implementations import note
 
+KERNEL = "attention_statistics"
 MOST_TOP_K = 8  # vectors of a row's largest scores that fit in registers
 LN2 = tl.constexpr(math.log(2))
 ABSENT = tl.constexpr(2**31 - 1)  # instead of a key
@@ -206,20 +210,6 @@ def attention_statistics_rows_kernel(
     tl.store(l_ptr + at, l, mask=inside)
 
 
-# (BLOCK_M, BLOCK_N, PIECE, num_warps, num_stages) by GPU generation and largest headdim; chosen so that nothing spills
-HALF = {
-    8: {64: (64, 64, 64, 4, 3), 128: (64, 64, 128, 4, 3), 256: (64, 32, 128, 8, 2)},
-    9: {64: (128, 64, 64, 8, 3), 128: (128, 64, 128, 8, 3), 256: (128, 64, 256, 8, 2)},
-    10: {64: (128, 64, 64, 8, 3), 128: (128, 64, 128, 8, 3), 256: (128, 32, 128, 8, 2)},
-}
-FLOAT32 = {
-    8: {64: (128, 32, 32, 8, 2), 128: (32, 32, 64, 4, 1), 256: (32, 16, 32, 8, 1)},
-    9: {64: (64, 32, 64, 4, 2), 128: (64, 32, 32, 4, 2), 256: (64, 32, 32, 4, 1)},
-    10: {64: (64, 32, 64, 8, 2), 128: (64, 32, 64, 8, 2), 256: (64, 32, 32, 8, 1)},
-}
-TABLES = (HALF, FLOAT32)
-
-
 def attention_statistics_triton(q, k, softmax_scale, top_k, span_threshold, positions):
     """Operands and results as `attention_statistics_ref`, for a positive scale; any strides, nothing is copied.
 
@@ -233,7 +223,7 @@ def attention_statistics_triton(q, k, softmax_scale, top_k, span_threshold, posi
     groups = nheads // nheads_kv
     statistics = q.new_empty(4, batch, nheads, seqlen_q, dtype=torch.float32)
     m, l = q.new_empty(2, batch, nheads, seqlen_q, dtype=torch.float32)
-    tile = tile_for(TABLES, q, seqlen_k)
+    tile = tile_for(TABLES, q, seqlen_k, KERNEL)
     key_bytes = seqlen_k * headdim * q.element_size()
     section = groups * heads_per_section(batch * nheads_kv, key_bytes)
     scale_log2 = softmax_scale * math.log2(math.e)
@@ -259,13 +249,34 @@ def _check(q, top_k):
         )
 
 
+def candidates(kernel, problem, dtype, generation):
+    """Configurations to try for an `AttentionStatisticsProblem`, the default first."""
+    return candidates_of(TABLES, TRIED, problem, dtype, generation)
+
+
+COUNTS = ("heads", "heads_per_section", "nheads", "groups", "seqlen_q", "seqlen_k")
+SCALARS = {"positions_ptr": "*i64", "scale_log2": "fp32", "log2_threshold": "fp32"}
+SCALARS |= dict.fromkeys(("statistics_ptr", "m_ptr", "l_ptr"), "*fp32")
+SCALARS |= dict.fromkeys(COUNTS, "i32")
+CASE = {
+    "kernel": attention_statistics_rows_kernel,
+    "name": "attention_statistics_rows",
+    "operands": "qk",
+    "scalars": SCALARS,
+}
+
+
 def static_cases():
-    """The default configurations as `profiles.static` compiles them, each for the GPUs that it is meant for."""
-    counts = ("heads", "heads_per_section", "nheads", "groups", "seqlen_q", "seqlen_k")
-    floats = ("statistics_ptr", "m_ptr", "l_ptr")
-    scalars = {"positions_ptr": "*i64", "scale_log2": "fp32", "log2_threshold": "fp32"}
-    scalars |= dict.fromkeys(floats, "*fp32") | dict.fromkeys(counts, "i32")
-    name = "attention_statistics_rows"
-    for case in static_cases_of(attention_statistics_rows_kernel, name, TABLES, "qk", scalars):
-        yield case | {"constexprs": case["constexprs"] | {"TOP_K": 5}}
+    """The default configurations as `profiles.static` compiles them, each for the GPUs that they are meant for."""
+    yield from map(_of_five, static_cases_of(**CASE, tables=TABLES))
     yield from received_static_cases()
+
+
+def static_candidates(target):
+    """The candidates as `profiles.static` compiles them."""
+    return map(_of_five, static_candidates_of(KERNEL, candidates, target, **CASE))
+
+
+def _of_five(case):
+    """The case with the operator's own top_k."""
+    return case | {"constexprs": case["constexprs"] | {"TOP_K": 5}}

@@ -14,11 +14,14 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.causal_conv1d.forward import piece_count, static_case
+from kernels.causal_conv1d.forward import different, label, piece_count, static_case, traits
+from kernels.causal_conv1d.problem import CausalConv1dProblem
 from kernels.causal_conv1d.tiles import convolve, find_piece, load_bias, load_taps, silu_gradient
 from kernels.causal_conv1d.walks import walk_pieces, walk_rows
 from kernels.implementations import interpreted, note
 from kernels.layout import dense_like, is_token_major
+from kernels.specialise import TYPES
+from kernels.tuning import configuration
 
 
 @triton.jit
@@ -149,7 +152,8 @@ def causal_conv1d_backward_triton(
     }
 
     dx = dense_like(x)
-    tile = backward_tile_of(x.dtype, batch, dim, seqlen, is_token_major(x))
+    default = backward_tile_of(x.dtype, batch, dim, seqlen, is_token_major(x))
+    tile = configuration("causal_conv1d_bwd", default, x.device, **traits(x))
     size = tile["TILES"] * tile["BLOCK_G"] * tile["GROUP"]
     pieces = piece_count(batch, seqlen, size, cu_seqlens)
     sums = x.new_empty(pieces, width + 1, dim, dtype=wide)
@@ -197,22 +201,70 @@ def backward_tile_of(dtype, batch, dim, seqlen, channel_last):
     return {"GROUP": group, "BLOCK_G": block_g, "BLOCK_D": block_d, "TILES": tiles, "num_warps": 4}
 
 
+def candidates(kernel, problem, dtype, generation):
+    """Tiles to try for a CausalConv1dProblem, the static choice first; the same for every generation of GPUs."""
+    default = backward_tile_of(
+        dtype, problem.batch, problem.dim, problem.seqlen, problem.channel_last
+    )
+    group, tiles = default["GROUP"], default["TILES"]
+    fewer, more = max(1, tiles // 2), 2 * tiles
+    changes = [{"TILES": fewer}, {"TILES": more}, {"TILES": 2 * more}, {"TILES": 1}]
+    if problem.channel_last:
+        sizes = [
+            (4, 2, 128, 2),
+            (4, 8, 128, 8),
+            (4, 4, 64, 4),
+            (4, 8, 64, 4),
+            (4, 4, 256, 8),
+            (8, 4, 128, 4),
+        ]
+        sizes += [(2, 4, 128, 4), (4, 4, 128, 8)]
+    else:
+        sizes = [
+            (group, 128, 1, 4),
+            (group, 64, 4, 4),
+            (group, 64, 2, 4),
+            (group, 32, 8, 4),
+            (group, 128, 4, 8),
+        ]
+        sizes += [(group, 256, 1, 8), (group, 64, 2, 2)]
+    names = "GROUP", "BLOCK_G", "BLOCK_D", "num_warps"
+    changes += [dict(zip(names, size, strict=True)) for size in sizes]
+    found = []
+    for tile in different(default, problem, [default | change for change in changes]):
+        found += [tile] if tile not in found else []
+    return (default, *found)
+
+
 def static_cases():
     """The default configurations as `profiles.static` compiles them: width 4, bias, silu, no states."""
     cases = []
-    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        for channel_last, packed in ((True, False), (False, False), (True, True))[
-            : 2 + (name == "bf16")
-        ]:
-            tile = backward_tile_of(dtype, 8, 1536, 2048, channel_last)
-            layout = "channel-last" if channel_last else "time-last"
-            case = static_case(
-                f"causal_conv1d_bwd-{name}-{layout}{'-packed' if packed else ''}",
-                causal_conv1d_bwd_kernel, name, channel_last, tile,
-                pointers=("dy_ptr", "x_ptr", "weight_ptr", "bias_ptr", "dx_ptr"), packed=packed,
-                strides=("dy_strides", "x_strides", "dx_strides"), unused=("dfinal", "initial"),
-                tokens=tile["GROUP"] * tile["BLOCK_G"],
-            )  # fmt: skip
-            case["signature"] |= {"sums_ptr": "*fp32"}
-            cases.append(case)
+    for dtype in (torch.bfloat16, torch.float32):
+        for channel_last, packed in ((True, False), (False, False), (True, True)):
+            if dtype == torch.bfloat16 or not packed:
+                tile = backward_tile_of(dtype, 8, 1536, 2048, channel_last)
+                cases.append(_static_case(dtype, channel_last, tile, packed))
     return cases
+
+
+def static_candidates(target):
+    """Each candidate as `static_cases` has the default, with its name and configuration."""
+    for channel_last in (True, False):
+        problem = CausalConv1dProblem(8, 1536, 2048, channel_last=channel_last)
+        for tile in candidates("causal_conv1d_bwd", problem, torch.bfloat16, None):
+            case = _static_case(torch.bfloat16, channel_last, tile)
+            case["name"] += label(tile)
+            yield case | {"kernel_name": "causal_conv1d_bwd", "configuration": tile}
+
+
+def _static_case(dtype, channel_last, tile, packed=False):
+    layout = "channel-last" if channel_last else "time-last"
+    case = static_case(
+        f"causal_conv1d_bwd-{TYPES[dtype]}-{layout}{'-packed' if packed else ''}",
+        causal_conv1d_bwd_kernel, TYPES[dtype], channel_last, tile,
+        pointers=("dy_ptr", "x_ptr", "weight_ptr", "bias_ptr", "dx_ptr"), packed=packed,
+        strides=("dy_strides", "x_strides", "dx_strides"), unused=("dfinal", "initial"),
+        tokens=tile["GROUP"] * tile["BLOCK_G"],
+    )  # fmt: skip
+    case["signature"] |= {"sums_ptr": "*fp32"}
+    return case

@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.causal_conv1d.problem import CausalConv1dProblem
 from kernels.causal_conv1d.tiles import (
     add_initial,
     convolve,
@@ -16,6 +17,8 @@ from kernels.causal_conv1d.tiles import (
 )
 from kernels.implementations import interpreted, note
 from kernels.layout import empty_like, is_token_major
+from kernels.specialise import TYPES
+from kernels.tuning import configuration
 
 
 @triton.jit
@@ -98,7 +101,9 @@ def causal_conv1d_triton(x, weight, bias, initial_state, activation, cu_seqlens=
     sequences = batch if cu_seqlens is None else len(cu_seqlens) - 1
     y = empty_like(x)
     final_state = x.new_empty(sequences, dim, width - 1)
-    tile = tile_of(x.dtype, dim, seqlen, is_token_major(x))
+    tile = configuration(
+        "causal_conv1d_fwd", tile_of(x.dtype, dim, seqlen, is_token_major(x)), x.device, **traits(x)
+    )
     pieces = piece_count(batch, seqlen, tile["BLOCK_G"] * tile["GROUP"], cu_seqlens)
     causal_conv1d_fwd_kernel[(pieces * triton.cdiv(dim, tile["BLOCK_D"]),)](
         x, weight.contiguous(), None if bias is None else bias.contiguous(), initial_state,
@@ -109,6 +114,14 @@ def causal_conv1d_triton(x, weight, bias, initial_state, activation, cu_seqlens=
         ACC=tl.float64 if x.dtype == torch.float64 else tl.float32, **tile,
     )  # fmt: skip
     return y, final_state
+
+
+def traits(x):
+    """What decides, for `kernels.tuning`, which configuration is best."""
+    layout = "channel-last" if is_token_major(x) else "time-last"
+    batch, dim, seqlen = x.shape
+    same = {"dtype": TYPES[x.dtype], "layout": layout}
+    return {"same": same, "near": {"batch": batch, "dim": dim, "seqlen": seqlen}}
 
 
 def piece_count(batch, seqlen, size, cu_seqlens):
@@ -133,25 +146,93 @@ def tile_of(dtype, dim, seqlen, channel_last):
     return {"GROUP": piece, "BLOCK_G": block_g, "BLOCK_D": block_d, "num_warps": 4}
 
 
+def candidates(kernel, problem, dtype, generation):
+    """Tiles to try for a CausalConv1dProblem, the static choice first; the same for every generation of GPUs."""
+    default = tile_of(dtype, problem.dim, problem.seqlen, problem.channel_last)
+    piece = 16 // dtype.itemsize
+    if problem.channel_last:  # tokens of a thread, its runs, and warps that share a row of channels
+        tiles = [
+            (8, 2, 32, 4),
+            (8, 8, 32, 4),
+            (8, 8, 32, 8),
+            (8, 4, 32, 8),
+            (8, 4, 16, 4),
+            (8, 4, 32, 2),
+        ]
+        tiles += [
+            (4, 4, 32, 4),
+            (4, 8, 32, 4),
+            (4, 8, 32, 8),
+            (4, 4, 16, 4),
+            (16, 2, 32, 4),
+            (16, 4, 32, 4),
+        ]
+        tiles = [(group, block_g, pieces * piece, warps) for group, block_g, pieces, warps in tiles]
+    else:  # neighbouring runs of 16 bytes, and channels
+        tiles = [
+            (piece, 128, 2, 4),
+            (piece, 128, 1, 4),
+            (piece, 128, 4, 8),
+            (piece, 64, 8, 4),
+            (piece, 64, 2, 4),
+        ]
+        tiles += [
+            (piece, 32, 16, 4),
+            (piece, 32, 4, 4),
+            (piece, 256, 2, 4),
+            (piece, 256, 1, 8),
+            (piece, 64, 1, 2),
+        ]
+    return (
+        default,
+        *different(default, problem, [dict(zip(default, tile, strict=True)) for tile in tiles]),
+    )
+
+
+def different(default, problem, tiles):
+    """Those that are not the default, nor wider than the channels."""
+    widest = triton.next_power_of_2(problem.dim)
+    return [tile for tile in tiles if tile != default and tile["BLOCK_D"] <= widest]
+
+
 def static_cases():
     """The default configurations as `profiles.static` compiles them: width 4, bias, silu, no initial state."""
     cases = []
-    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        for channel_last, packed in ((True, False), (False, False), (True, True))[
-            : 2 + (name == "bf16")
-        ]:
-            tile = tile_of(dtype, 1536, 2048, channel_last)
-            layout = "channel-last" if channel_last else "time-last"
-            cases.append(
-                static_case(
-                    f"causal_conv1d_fwd-{name}-{layout}{'-packed' if packed else ''}",
-                    causal_conv1d_fwd_kernel, name, channel_last, tile,
-                    pointers=("x_ptr", "weight_ptr", "bias_ptr", "y_ptr", "final_ptr"), packed=packed,
-                    strides=("x_strides", "y_strides"), unused=("initial",),
-                    tokens=tile["GROUP"] * tile["BLOCK_G"],
-                )
-            )  # fmt: skip
+    for dtype in (torch.bfloat16, torch.float32):
+        for channel_last, packed in ((True, False), (False, False), (True, True)):
+            if dtype == torch.bfloat16 or not packed:
+                tile = tile_of(dtype, 1536, 2048, channel_last)
+                cases.append(_static_case(dtype, channel_last, tile, packed))
     return cases
+
+
+def static_candidates(target):
+    """Each candidate as `static_cases` has the default, with its name and configuration."""
+    for channel_last in (True, False):
+        problem = CausalConv1dProblem(8, 1536, 2048, channel_last=channel_last)
+        for tile in candidates("causal_conv1d_fwd", problem, torch.bfloat16, None):
+            case = _static_case(torch.bfloat16, channel_last, tile)
+            case["name"] += label(tile)
+            yield case | {"kernel_name": "causal_conv1d_fwd", "configuration": tile}
+
+
+def label(tile):
+    """What distinguishes a tile, for the name of a case."""
+    return "".join(
+        f"-{name.replace('BLOCK_', '').replace('num_', '').lower()}{size}"
+        for name, size in tile.items()
+    )
+
+
+def _static_case(dtype, channel_last, tile, packed=False):
+    layout = "channel-last" if channel_last else "time-last"
+    return static_case(
+        f"causal_conv1d_fwd-{TYPES[dtype]}-{layout}{'-packed' if packed else ''}",
+        causal_conv1d_fwd_kernel, TYPES[dtype], channel_last, tile,
+        pointers=("x_ptr", "weight_ptr", "bias_ptr", "y_ptr", "final_ptr"), packed=packed,
+        strides=("x_strides", "y_strides"), unused=("initial",),
+        tokens=tile["GROUP"] * tile["BLOCK_G"],
+    )  # fmt: skip
 
 
 def static_case(

@@ -6,10 +6,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from kernels import Unavailable
 from kernels.attention_statistics import portable
+from kernels.attention_statistics.forward import candidates
 from kernels.attention_statistics.op import attention_statistics
 from kernels.attention_statistics.problem import AttentionStatisticsProblem
 from kernels.attention_statistics.received import _bounds
 from kernels.implementations import recording
+from kernels.tuning import asking, using
 from tests.tolerance import assert_as_accurate
 
 pytestmark = pytest.mark.usefixtures("poison_uninitialised_memory")
@@ -65,6 +67,19 @@ def test_definition(impl, problem, dtype, device):
         assert torch.equal(getattr(again, name), getattr(found, name)), name
     assert found.entropy.shape == inputs["q"].shape[:3]
     assert found.received.shape == (*inputs["q"].shape[:2], problem.seqlen)
+
+
+def test_the_tuner_chooses_blocks(device):
+    problem = AttentionStatisticsProblem(1, 2, 150, 40, nheads_kv=1, seqlen_q=100)
+    inputs = problem.inputs(torch.float32, device)
+    with using(attention_statistics={"BLOCK_M": 32, "BLOCK_N": 16, "PIECE": 16}), asking() as asked:
+        check(inputs, "triton")
+    assert asked["attention_statistics"]["same"] == {"dtype": "fp32", "headdim": 40}
+    found = candidates(
+        "attention_statistics", AttentionStatisticsProblem(headdim=128), torch.half, 9
+    )
+    assert 1 < len(found) <= 24
+    assert all(tile.keys() == found[0].keys() for tile in found)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
