@@ -1,4 +1,4 @@
-"""`triton` and `cpu`: Mamba-2's scan on the kernels of Mamba-1's.
+"""`cpu`, and what `forward.py` leaves to it of `triton`: Mamba-2's scan on the kernels of Mamba-1's.
 
 A head of Mamba-2 is headdim channels of Mamba-1 that share the step size, and whose states share the decay; so
 `selective_scan` computes it exactly. It takes one exponential a channel and state where one a head would do: this

@@ -62,7 +62,7 @@ def test_accuracy_of_triton(device):
     with recording() as kernels:
         found = ssd_scan(**inputs, return_last_state=True, impl="triton")
     assert_defined(inputs, found)
-    assert kernels["ssd_scan"].startswith("triton.selective_scan")
+    assert kernels["ssd_scan"] == "triton.ssd_scan_fwd"
 
 
 @pytest.mark.parametrize("impl", ["torch", "cpu"])
