@@ -3,6 +3,7 @@
     python -m profiles.static                                  every default configuration, for sm_90
     python -m profiles.static --target sm_100 --kernel attention
     python -m profiles.static --out DIR                        also writes DIR/static.json and DIR/static.md
+    python -m profiles.static --candidates --kernel scan_fwd   what bench.tune would try, ranked
     python -m profiles.static --binary FILE.so --kernel REGEX  somebody else's kernels, by the same rule
 
 The operators list their default configurations (`static_cases` in `forward.py`, `backward.py` and `decode.py`). They
@@ -23,7 +24,7 @@ import re
 import sys
 from pathlib import Path
 
-from bench.cli import Parser
+from bench.cli import Parser, positive
 from profiles.limits import clocks, mix, occupancy
 from profiles.machine_code import MachineCode, read_amd, read_binary, read_cubin
 
@@ -33,6 +34,7 @@ OPERATORS = (
     "causal_attention",
     "attention_statistics",
     "scan_statistics",
+    "ssd_scan",
 )
 STAGES = ("forward", "backward", "decode")
 TARGETS = {
@@ -135,6 +137,7 @@ COLUMNS = (
     "clocks at least",
     "instructions",
 )
+NUMBERS = ("registers", "spills", "shared KiB")
 
 
 def row(found):
@@ -153,8 +156,8 @@ def row(found):
     )
 
 
-def write_record(out, rows, title):
-    """static.json (rows, versions, revision) and static.md (the table)."""
+def write_record(out, rows, lines, title, columns=COLUMNS, name="static"):
+    """`name`.json (rows, versions, revision) and `name`.md: `lines` of the table, a text a column."""
     import triton
 
     from bench.machine import git_state
@@ -162,17 +165,18 @@ def write_record(out, rows, title):
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     made = {"triton": triton.__version__, "git": git_state()}
-    (out / "static.json").write_text(json.dumps(made | {"rows": rows}, indent=1) + "\n")
+    (out / f"{name}.json").write_text(json.dumps(made | {"rows": rows}, indent=1) + "\n")
     revision = made["git"]["revision"]
-    lines = [
+    text = [
         f"# {title}",
         "",
         f"triton {made['triton']}, revision {revision}. No GPU was involved.",
         "",
     ]
-    lines += [f"| {' | '.join(COLUMNS)} |", "|---|---:|---:|---:|---|---|---|---|"]
-    lines += [f"| {' | '.join(row(found))} |" for found in rows]
-    (out / "static.md").write_text("\n".join(lines) + "\n")
+    text += [f"| {' | '.join(columns)} |"]
+    text += [f"|{'|'.join('---:' if column in NUMBERS else '---' for column in columns)}|"]
+    text += [f"| {' | '.join(line)} |" for line in lines]
+    (out / f"{name}.md").write_text("\n".join(text) + "\n")
 
 
 def make_parser():
@@ -191,6 +195,15 @@ def make_parser():
         help="only names that match (in a binary: mangled names)",
     )
     parser.add_argument("--binary", metavar="FILE.so", help="count the kernels of a shared object")
+    parser.add_argument(
+        "--candidates", action="store_true", help="the configurations that bench.tune would try"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=positive,
+        metavar="N",
+        help="processes for --candidates (default: one a core)",
+    )
     parser.add_argument("--out", metavar="DIR", help="also write static.json and static.md there")
     return parser
 
@@ -210,6 +223,10 @@ def main(argv=None):
     from rich.progress import track
     from rich.table import Table
 
+    if args.candidates:
+        from profiles import candidates
+
+        return candidates.report(args, pattern, parser)
     if args.binary:
         title = f"Kernels of {Path(args.binary).name}"
         try:
@@ -230,7 +247,7 @@ def main(argv=None):
         table.add_row(*row(one))
     Console(width=None if sys.stdout.isatty() else 220).print(table)
     if args.out:
-        write_record(args.out, found, title)
+        write_record(args.out, found, map(row, found), title)
     spilled = [one["kernel"] for one in found if one["spills"]]
     if spilled and not args.binary:
         print(f"registers spill in {', '.join(spilled)}", file=sys.stderr)

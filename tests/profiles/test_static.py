@@ -1,5 +1,6 @@
 """The tool that reads machine code: its counts on a kernel that is simple enough to know."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from collections import Counter
 
 import pytest
 
+from profiles import candidates
 from profiles.machine_code import MachineCode
 from profiles.static import main
 
@@ -121,12 +123,113 @@ def test_flops_of_tensor_core_instructions_are_those_of_a_warp():
     assert code.main_loop_flops == 2 * 16 * 8 * 16 + 2 * 64 * 128 * 16 // 4 + 2 * 2 * 16 * 8 * 8
 
 
+CANDIDATES = """
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr, FOLDED: tl.constexpr):
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    acc = tl.zeros((BLOCK,), tl.float32)
+    for i in tl.range(n, loop_unroll_factor=1):
+        x = tl.load(x_ptr + offs + i * BLOCK)
+        acc += tl.exp2(x) if FOLDED else tl.exp2(x) + tl.log2(x)
+    tl.store(y_ptr + offs, acc)
+
+
+def static_candidates(target):
+    for type_ in ("fp32", "bf16"):
+        for block, folded, warps in ((128, False, 4), (256, False, 4), (128, True, 4), (128, False, 3)):
+            configuration = {"BLOCK": block, "FOLDED": folded, "num_warps": warps}
+            yield {
+                "name": f"toy-{type_}-b{block}-f{folded:d}-w{warps}",
+                "kernel_name": "causal_conv1d_fwd",
+                "configuration": configuration,
+                "kernel": kernel,
+                "signature": {
+                    "x_ptr": f"*{type_}", "y_ptr": "*fp32", "n": "i32", "BLOCK": "constexpr", "FOLDED": "constexpr",
+                },
+                "constexprs": {"BLOCK": block, "FOLDED": folded},
+                "num_warps": warps,
+                "num_stages": 1,
+                "work": {"tokens": block},
+            }
+"""
+RANKED = """
+import sys
+
+from kernels.tuning import KERNELS
+from profiles.static import main
+
+if __name__ == "__main__":
+    for kernel, (operator, mode, _) in KERNELS.items():
+        KERNELS[kernel] = (operator, mode, "toy" if kernel == "causal_conv1d_fwd" else "nowhere")
+    sys.exit(main(["--candidates", "--kernel", "fp32", "--jobs", "1", "--out", sys.argv[1]]))
+"""
+
+
+def test_candidates_are_ranked_beside_their_default(tmp_path):
+    (tmp_path / "toy.py").write_text(CANDIDATES)
+    (tmp_path / "script.py").write_text(RANKED)
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = f"{os.getcwd()}:{tmp_path}"
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py", tmp_path],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "no code: toy-fp32-b128-f0-w3" in done.stderr
+    assert "selective_scan_fwd: no candidates: No module named 'nowhere'" in done.stdout
+    rows = json.loads((tmp_path / "candidates.json").read_text())["rows"]
+    assert [row["configuration"]["FOLDED"] for row in rows] == [False, False, True, False]
+    assert rows[3]["error"] == "AssertionError: num_warps must be a power of 2"
+    lines = (tmp_path / "candidates.md").read_text().splitlines()[6:]
+    names = [line.split(" | ")[0].removeprefix("| ") for line in lines]
+    assert names[0] == "toy-fp32-b128-f1-w4"  # half of the exponentials
+    assert names[-1] == "toy-fp32-b128-f0-w3"
+    assert sorted(names) == sorted(row["kernel"] for row in rows)
+    assert "FOLDED False -> True" in lines[0]
+    (default,) = (line for line in lines if "(the default)" in line)
+    assert " | 1.000 | 32 tokens | " in default
+    assert not [line for line in lines if "bf16" in line]
+
+
+def test_candidates_of_one_problem_are_compared():
+    def group(name, **sizes):
+        configuration = {"BLOCK_M": 1, "LATE_VALUES": True}
+        return candidates.group(
+            {"name": name, "kernel_name": "k", "configuration": configuration, "constexprs": sizes}
+        )
+
+    default = group("k_fwd-bf16-split-d64-w8", HEADDIM=64, BLOCK_M=64)
+    assert group("k_fwd-bf16-split-d64-warps4-late-values", HEADDIM=64, BLOCK_M=32) == default
+    for name, headdim in (
+        ("k_fwd-fp32-split-d64-w8", 64),
+        ("k_fwd-bf16-d64-w8", 64),
+        ("k_states-bf16-split-d64-w8", 64),
+        ("k_fwd-bf16-split-d64-w8", 128),
+    ):
+        assert group(name, HEADDIM=headdim) != default
+
+
+def test_spills_count_where_they_repeat():
+    once = compiled(("STL", ""), ("FFMA", ""), ("BRA", " 0x10"), ("LDL", ""))
+    assert (once.spills, candidates.loop_spills(once)) == (2, 0)
+    assert candidates.loop_spills(compiled(("STL", ""), ("LDL", ""), ("BRA", " 0x10"))) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--binary", "absent.so"], "absent.so: there is no such file"),
         (["--kernel", "("], "is no regular expression"),
         (["--target", "sm_12"], "invalid choice: 'sm_12'"),
+        (["--candidates", "--kernel", "nobody"], "'nobody' matches none of the candidates"),
+        (["--jobs", "0"], "--jobs"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message, capsys):
