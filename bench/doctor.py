@@ -64,9 +64,28 @@ def machine_table():
     table.add_row("memory", f"{machine['memory_bytes'] / 2**30:.0f} GiB")
     table.add_row("threads of torch", str(machine["threads"]))
     table.add_row("GPU", f"{gpu['name']}, sm {gpu['capability']}" if gpu else "none")
+    table.add_row("configurations", configurations(gpu and gpu["name"]))
     table.add_row("Python", machine["python"])
     table.add_row("revision", f"{machine['git']['revision'] or 'not a git checkout'}")
     return table
+
+
+def configurations(gpu):
+    """Where the Triton kernels' configurations come from on a GPU of this name; None for no GPU."""
+    from kernels.tuning import FOLDER, file_name, table_of
+
+    if gpu is None:
+        return "static defaults, as there is no GPU"
+    try:
+        table = table_of(gpu)
+    except ValueError as error:
+        return str(error)
+    if table is None:
+        return "static defaults: nobody measured this GPU; python -m bench.tune --write does"
+    path = f"{FOLDER.parent.name}/{FOLDER.name}/{file_name(gpu)}"
+    better = sum(entry["configuration"] != {} for entry in table["entries"])
+    count = f"{len(table['entries'])} measured, {better} of them better than the default"
+    return f"{path}: {count}, {table['date'][:10]}"
 
 
 def implementation_table():

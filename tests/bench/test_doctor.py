@@ -1,8 +1,10 @@
 import importlib.metadata
+import json
 
 import pytest
 
 from bench import doctor, profilers
+from kernels import tuning
 
 
 def test_it_names_every_implementation_and_ends_well(capsys):
@@ -40,6 +42,23 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "version_of", lambda name: None if name == "numba" else real(name))
     assert doctor.main([]) == 1
     assert "numba is not installed: make venv" in capsys.readouterr().out
+
+
+def test_it_says_which_configurations_a_gpu_uses(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(tuning, "FOLDER", tmp_path / "kernels" / "configurations")
+    assert doctor.configurations(None) == "static defaults, as there is no GPU"
+    assert "nobody measured this GPU; python -m bench.tune" in doctor.configurations("Toy 1")
+    tuning.FOLDER.mkdir(parents=True)
+    entries = [{"configuration": {}}, {"configuration": {"BLOCK": 1}}]
+    table = {"date": "2031-02-03T04:05:06+00:00", "entries": entries}
+    (tuning.FOLDER / "toy-1.json").write_text(json.dumps(table))
+    assert doctor.configurations("Toy 1") == (
+        "kernels/configurations/toy-1.json: 2 measured, 1 of them better than the default, 2031-02-03"
+    )
+    (tuning.FOLDER / "toy-1.json").write_text("{")
+    assert "is no JSON" in doctor.configurations("Toy 1")
+    doctor.main([])
+    assert "configurations" in capsys.readouterr().out
 
 
 def profiler_cells():
