@@ -14,8 +14,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
-import kernels
-from kernels.implementations import TABLE, Unavailable
+from bench.mixer import mamba_ssm_mixer, public
+from kernels.implementations import IMPLEMENTATIONS, TABLE, Unavailable
 from kernels.roofline import work
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -59,13 +59,13 @@ def _installed(module):
 
 def contenders(operator, mode, problem, dtype, device):
     """Every contender of a problem, those that keep most memory last."""
-    public = getattr(kernels, operator)
+    compute = public(operator)
 
     def ours(*names):
         return [
-            Contender(name, lambda name=name, **inputs: public(**inputs, impl=name))
+            Contender(name, lambda name=name, **inputs: compute(**inputs, impl=name))
             for name in names
-            if name in TABLE[operator]
+            if name in TABLE.get(operator, TABLE["selective_scan"])  # of a mixer
         ]
 
     peers = DECODE_PEERS if mode == "decode" else PEERS
@@ -222,6 +222,9 @@ PEERS = {
             "mamba-ssm", _selective_scan_fn, torch.Tensor.contiguous, "selective_scan_cuda", MAMBA_SSM
         ),
     ),
+    "mamba_mixer": (
+        Contender("mamba-ssm", mamba_ssm_mixer, module="selective_scan_cuda", remedy=MAMBA_SSM),
+    ),
     "causal_conv1d": (
         Contender("causal-conv1d", _causal_conv1d_fn, module="causal_conv1d_cuda", remedy=CAUSAL_CONV1D),
     ),
@@ -242,3 +245,28 @@ DECODE_PEERS = {
         _flash(3, _flash_decoding_3, *FLASH_3), FLASH_4,
     ),
 }  # fmt: skip
+NAMES = tuple(
+    dict.fromkeys(
+        [
+            *IMPLEMENTATIONS,
+            *(
+                peer.name
+                for peers in (PEERS, DECODE_PEERS)
+                for found in peers.values()
+                for peer in found
+            ),
+            "copy",
+        ]
+    )
+)
+
+
+def absent_peers(operators):
+    """{peer: how to get it} of the peers of operators whose module is not installed."""
+    found = [
+        peer
+        for peers in (PEERS, DECODE_PEERS)
+        for name in operators
+        for peer in peers.get(name, ())
+    ]
+    return {peer.name: peer.remedy for peer in found if not _installed(peer.module)}

@@ -2,14 +2,17 @@
 
     python -m bench.determinism                       1,000 runs of each on a GPU, 20 on a CPU
     python -m bench.determinism --impl cpu --repetitions 100
-    compute-sanitizer python -m bench.determinism --repetitions 1
+    compute-sanitizer python -m bench.determinism --repetitions 1 --size small
 
 Sizes are ragged and long enough that sequences are split among programs, where an order could come in.
 """
 
 import argparse
+import json
 import sys
+import time
 from functools import partial
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -17,7 +20,8 @@ from rich.progress import track
 from rich.table import Table
 
 import kernels
-from bench.cli import Parser
+from bench.cli import Parser, seconds, some
+from bench.kernel_problems import OPERATORS
 from kernels.causal_attention.problem import CausalAttentionProblem
 from kernels.causal_conv1d.problem import CausalConv1dProblem
 from kernels.implementations import IMPLEMENTATIONS, Unavailable, interpreted
@@ -40,12 +44,18 @@ PROBLEMS = {
         CausalAttentionProblem(batch=1, nheads=4, seqlen=131, headdim=16, nheads_kv=2, seqlen_q=1),
     ),
 }
+SMALL = (  # for tools under which a kernel takes a thousand times as long
+    SelectiveScanProblem(1, 301, 40),
+    CausalConv1dProblem(batch=2, dim=40, seqlen=301),
+    CausalAttentionProblem(batch=1, nheads=4, seqlen=301, headdim=64, nheads_kv=2),
+    CausalAttentionProblem(batch=1, nheads=4, seqlen=301, headdim=64, nheads_kv=2, seqlen_q=1),
+)
 DTYPES = {"cuda": (torch.float32, torch.bfloat16), "cpu": (torch.float32,)}
 
 
-def cases(impl, device, dtype):
+def cases(impl, device, dtype, problems=None):
     """[(name, function without arguments that returns fresh tensors)] for one implementation."""
-    scan, conv, attention, decode = PROBLEMS[torch.device(device).type]
+    scan, conv, attention, decode = problems or PROBLEMS[torch.device(device).type]
     found = []
     for operator, problem in (
         ("selective_scan", scan),
@@ -115,25 +125,49 @@ def _conv_update(impl, problem, dtype, device):
     return [y, state]
 
 
-def check(impl, device, repetitions, progress=True):
-    """Rows {"operator", "dtype", "repetitions", "different", "reason"}; `different` is None where nothing ran."""
+def check(
+    impl, device, repetitions, progress=True, *, operators=OPERATORS, problems=None, limit=None
+):
+    """Rows {"operator", "dtype", "repetitions", "different", "reason"}; `different` is None where nothing ran.
+
+    Args:
+        operators: those that are looked at.
+        problems: a value of PROBLEMS, or None for that of the device.
+        limit: seconds, of which every row has an equal share: then it ends with fewer repetitions.
+    """
     rows = []
-    work = [(dtype, *case) for dtype in DTYPES[device.type] for case in cases(impl, device, dtype)]
+    work = [
+        (dtype, *case)
+        for dtype in DTYPES[device.type]
+        for case in cases(impl, device, dtype, problems)
+        if case[0].split(" ")[0].rstrip(",") in operators
+    ]
+    share = None if limit is None else limit / max(1, len(work))
     for dtype, name, run in track(
         work, "determinism", console=Console(stderr=True), disable=not progress
     ):
         row = {"operator": name, "dtype": str(dtype).removeprefix("torch.")}
         row |= {"repetitions": repetitions, "different": None, "reason": ""}
         try:
-            first = [t.clone() for t in run()]
-            row["different"] = sum(
-                any(not torch.equal(a, b) for a, b in zip(first, run(), strict=True))
-                for _ in range(repetitions)
-            )
+            row |= _count(run, repetitions, share)
         except (Unavailable, NotImplementedError) as error:
             row["reason"] = str(error)
         rows.append(row)
     return rows
+
+
+def _count(run, repetitions, seconds):
+    """{"repetitions": how many there were, "different": how many of them}."""
+    deadline = None if seconds is None else time.monotonic() + seconds
+    first = [t.clone() for t in run()]
+    different = 0
+    done = 0
+    while done < repetitions:
+        done += 1
+        different += any(not torch.equal(a, b) for a, b in zip(first, run(), strict=True))
+        if deadline is not None and time.monotonic() > deadline:
+            break
+    return {"repetitions": done, "different": different}
 
 
 def result_table(rows, impl):
@@ -159,11 +193,41 @@ def main(argv=None):
         "--impl", choices=IMPLEMENTATIONS, help="default: triton on a GPU, else cpu"
     )
     parser.add_argument("--repetitions", type=int, default=usual, help=f"default here: {usual}")
+    parser.add_argument(
+        "--operator",
+        type=some(OPERATORS),
+        default=list(OPERATORS),
+        metavar="LIST",
+        help="comma list (default: all)",
+    )
+    parser.add_argument(
+        "--size",
+        choices=("usual", "small"),
+        default="usual",
+        help="small: for compute-sanitizer (default: usual)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=seconds,
+        metavar="S",
+        help="for everything: then repeat less often (default: no limit)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
     args = parser.parse_args(argv)
     if args.repetitions < 1:
         parser.error(f"--repetitions takes a positive number, got {args.repetitions}")
     impl = args.impl or ("triton" if device.type == "cuda" or interpreted() else "cpu")
-    rows = check(impl, device, args.repetitions)
+    problems = SMALL if args.size == "small" else None
+    rows = check(
+        impl,
+        device,
+        args.repetitions,
+        operators=args.operator,
+        problems=problems,
+        limit=args.seconds,
+    )
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     Console(width=None if sys.stdout.isatty() else 160).print(result_table(rows, impl))
     return 1 if any(row["different"] for row in rows) else 0
 

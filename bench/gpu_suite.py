@@ -1,209 +1,50 @@
-"""Everything that needs a GPU, in one call: parity, the operators against their peers, determinism, the models.
+"""Everything that needs a GPU, in calls of limited time: parity, configurations, operators against peers, models.
 
-    python -m bench.gpu_suite --out DIR
+    python -m bench.gpu_suite --out DIR                      everything once, at sizes of a quick look
+    python -m bench.gpu_suite --plan scan --out DIR          the scan and the convolution, until a limit is named
+    python -m bench.gpu_suite --plan attention --out DIR     attention and its statistics
+    python -m bench.gpu_suite --plan answer --out DIR        the sweeps of the models
+    python -m bench.gpu_suite --out DIR --page               make the page and pictures of DIR again, with no GPU
 
-Stages run in the order of their worth and are skipped when DIR already holds their result, so a second call
-goes on where the first one was stopped:
+A plan is a list of stages in the order of their worth (`--list` prints it). A stage that DIR holds complete is not run
+again, and one that was out of time goes on where it stopped: call again with the same DIR. A version of the kernels
+has a DIR of its own. First comes a preflight of seconds: an operator whose Triton kernel fails it is left out of the
+stages after it, with its reason.
 
-    tests              the kernel, binding and compilation tests on the device, in every dtype
-    kernels-forward    bench.kernels in fp32 and bf16: every implementation and peer, and kernels-backward,
-    kernels-decode     likewise
-    determinism        1,000 runs of every operator and its gradients: the same bits
-    sweep-prefill      bench.sweep of paper-50m, fp32 and bf16: forwards of 512 to 32,768 tokens,
-    sweep-decode       one token after as many, and
-    sweep-train        forward and backward
-    profiles           profiles.capture of every architecture and implementation, 4,096 tokens in bf16: tables by range
-    long-context       bench.long_context: 131,072 and 1,048,576 tokens in chunks of 16,384, bf16, under triton
-    metrics            analysis.metrics of the first sweep: parity of every metric, 8,192 tokens, gradients
-    sanitizer          every kernel once under compute-sanitizer, where it is installed
+Where only a few small files come back from a machine, --pack keeps them in another folder, up to date after every
+stage, and on the next, bare machine --previous makes DIR of them again:
 
-It writes DIR/suite.json (everything, with the machine and the revision), DIR/suite.md (tables) and DIR/profiles/.
-Commit them under profiles/records/<machine>/; DIR/profiles/.gitignore leaves the raw traces out.
+    python -m bench.gpu_suite --plan scan --out runs/gpu --pack $OUT
+    python -m bench.gpu_suite --plan scan --out runs/gpu --pack $OUT --previous FILES-THAT-CAME-BACK
+
+DIR/suite.json has the machine and the outcome of every stage, DIR/suite.md tells version, idea, predicted, measured.
+Commit what is worth it under profiles/records/<machine>/, and configurations-<gpu>.json as
+kernels/configurations/<gpu>.json; DIR/profiles/.gitignore leaves the raw traces out.
 """
 
 import argparse
-import importlib.util
+import hashlib
 import json
 import shutil
-import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.table import Table
 
-from bench import determinism, profilers, suite_record
-from bench import kernels as bench_kernels
-from bench.availability import fate
-from bench.cli import Parser
-from bench.kernel_problems import OPERATORS
+from bench.cli import Parser, one, seconds
+from bench.kernel_rows import known_peaks, make_folder
 from bench.machine import describe
-from bench.plan import Cell
-from kernels.implementations import IMPLEMENTATIONS
-from models.presets import PAIR
+from bench.records import one_line
+from bench.suite import page
+from bench.suite.pack import pack, unpack
+from bench.suite.plans import PLANS
+from bench.suite.stages import Suite
+from kernels.tuning import FOLDER
 
-STAGES = (
-    "tests", "kernels-forward", "kernels-backward", "kernels-decode", "determinism",
-    "sweep-prefill", "sweep-decode", "sweep-train", "profiles", "long-context", "metrics", "sanitizer",
-)  # fmt: skip
-SWEEP_LENGTHS = {
-    "prefill": "512,1024,2048,4096,8192,16384,32768",
-    "decode": "512,2048,8192,32768",
-    "train": "512,1024,2048,4096,8192",
-}
-TESTS = (
-    "tests/kernels",
-    "tests/models/test_bind.py",
-    "tests/models/test_generation.py",
-    "tests/models/test_compile.py",
-)
-PROFILED_LENGTH = 4096
-RAW_PROFILES = (
-    "trace.json.gz\ncapture.*\nlog.txt\n"  # what git leaves out: the tables made of them stay
-)
-SANITIZERS = ("compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer")
-
-
-def run_tests(out, seconds):
-    """Run the tests of kernels and bindings on the device; returns {"passed", "summary", "seconds"}."""
-    start = time.monotonic()
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
-    if importlib.util.find_spec("xdist"):  # most of the time goes into compiling
-        command += ["-n", "8"]
-    code, last = _logged(command, out / "tests.log", seconds)
-    return {"passed": code == 0, "summary": last, "seconds": time.monotonic() - start}
-
-
-def run_kernels(mode, out, device, peaks):
-    """Rows of bench.kernels in fp32 and bf16."""
-    dtypes = ("fp32", "bf16")
-    rows = bench_kernels.run(OPERATORS, dtypes, device, peaks, out / "kernels", modes=(mode,))
-    return [row for row in rows if row["mode"] == mode]
-
-
-def run_sweep(mode, out, seconds, extra=()):
-    """The sweep of a mode as a run directory in `out`; returns one row a cell."""
-    folder = out / f"sweep-{mode}"
-    command = [sys.executable, "-m", "bench.sweep", "--out", str(folder)]
-    if (folder / "plan.json").exists():
-        command.append("--resume")
-    else:
-        command += ["--mode", mode, "--preset", "paper-50m", "--seqlens", SWEEP_LENGTHS[mode]]
-        command += [
-            "--dtype",
-            "fp32,bf16",
-            "--rounds",
-            "3",
-            "--budget",
-            "0.5",
-            "--cell-timeout",
-            "60",
-            "--metrics",
-            "none",
-            "--profile",
-            "none",
-            *extra,
-        ]
-    code, last = _logged(command, out / f"sweep-{mode}.log", seconds)
-    if code:
-        raise RuntimeError(f"bench.sweep ended with {code}: {last}")
-    return suite_record.sweep_rows(folder)
-
-
-def run_profiles(out, seconds, extra=()):
-    """A capture of every cell of `profile_cells` with torch.profiler, and with Nsight Systems where it works."""
-    deadline, folder = time.monotonic() + seconds, out / "profiles"
-    folder.mkdir(exist_ok=True)
-    (folder / ".gitignore").write_text(RAW_PROFILES)
-    cells = profile_cells("cuda")
-    command = [
-        sys.executable,
-        "-m",
-        "profiles.capture",
-        "--out",
-        str(folder),
-        "--missing",
-        "--quiet",
-    ]
-    command += [part for cell in cells for part in ("--cell", cell)]
-    for profiler in ("torch", "nsys"):
-        if profilers.find(profiler).reason:
-            continue
-        command_line = [*command, "--profiler", profiler, *extra]
-        code, last = _logged(command_line, out / "profiles.log", deadline - time.monotonic())
-        if code:
-            raise RuntimeError(f"profiles.capture ended with {code}: {last}")
-    return suite_record.profile_rows(folder)
-
-
-def profile_cells(device):
-    """Every architecture under every implementation that can run on a device, as profiles.capture takes them."""
-    cells = [
-        Cell(arch, impl, "paper-50m", PROFILED_LENGTH, dtype="bf16")
-        for arch in PAIR
-        for impl in IMPLEMENTATIONS
-    ]
-    return [
-        f"{cell.arch}/{cell.impl}/{cell.mode}/{cell.seqlen}/{cell.dtype}"
-        for cell in cells
-        if fate(cell, device)[0] == "measured"
-    ]
-
-
-def run_long_context(out, seconds):
-    """Long prompts in chunks of both architectures under triton: {"passed", "summary": its table}."""
-    folder = out / "long-context"
-    command = [sys.executable, "-m", "bench.long_context", "--impl", "triton", "--dtype", "bf16"]
-    command += ["--case-timeout", "120", "--out", str(folder)]
-    code, last = _logged(command, out / "long-context.log", seconds)
-    table = folder / "long.md"
-    return {"passed": code == 0, "summary": table.read_text() if table.exists() else last}
-
-
-def run_metrics(out, seconds):
-    """Representation metrics of the prefill sweep, shift detection apart: {"passed", "summary"}."""
-    run = out / "sweep-prefill"
-    if not (run / "plan.json").exists():
-        raise RuntimeError("the stage sweep-prefill has not run")
-    groups = "hidden,state,attention,context,similarity"
-    command = [sys.executable, "-m", "analysis.metrics", str(run), "--groups", groups]
-    code, _ = _logged(command, out / "metrics.log", seconds)
-    return {"passed": code == 0, "summary": suite_record.metrics_line(run / "metrics.jsonl")}
-
-
-def run_sanitizer(out, seconds):
-    """Every kernel once under compute-sanitizer: {"passed", "summary"}."""
-    tool = next(filter(None, map(shutil.which, SANITIZERS)), None)
-    if tool is None:
-        return {
-            "passed": None,
-            "summary": "unavailable, because compute-sanitizer is not installed",
-        }
-    command = [
-        tool,
-        "--error-exitcode",
-        "9",
-        sys.executable,
-        "-m",
-        "bench.determinism",
-        "--repetitions",
-        "1",
-    ]
-    code, _ = _logged(command, out / "sanitizer.log", seconds)
-    found = [
-        line for line in (out / "sanitizer.log").read_text().splitlines() if "ERROR SUMMARY" in line
-    ]
-    return {"passed": code == 0, "summary": (found or [f"ended with {code}"])[-1].strip("= ")}
-
-
-def _logged(command, log, seconds):
-    """(exit status, last line) of a command whose output goes to a file."""
-    with log.open("a") as file:
-        done = subprocess.run(command, stdout=file, stderr=file, timeout=seconds, check=False)
-    lines = log.read_text().strip().splitlines()
-    return done.returncode, lines[-1] if lines else "no output"
+NO_TIME = "no time left: call again with the same --out"
 
 
 def main(argv=None):
@@ -212,69 +53,167 @@ def main(argv=None):
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="where the results go")
-    parser.add_argument(
-        "--stages", default=",".join(STAGES), help=f"comma list (default: {','.join(STAGES)})"
+    option = parser.add_argument
+    option("--plan", type=one(PLANS), default="all", metavar="NAME",
+           help=f"{', '.join(PLANS)} (default: all)")  # fmt: skip
+    option("--out", type=Path, metavar="DIR", help="where the results go")
+    option(
+        "--stages",
+        metavar="LIST",
+        help="only these, of any plan, in this order (default: the plan's)",
     )
-    parser.add_argument(
-        "--seconds", type=float, default=540, help="time for everything (default: 540)"
+    option("--seconds", type=seconds, default=540.0, help="time for everything (default: 540)")
+    option(
+        "--pack", type=Path, metavar="DIR", help="keep the results there too, as a few small files"
     )
+    option(
+        "--previous",
+        type=Path,
+        metavar="DIR",
+        help="begin with what --pack kept in an earlier call",
+    )
+    option("--resume-anyway", action="store_true",
+           help="go on though code or versions changed; reports of sweeps say so")  # fmt: skip
+    option("--page", action="store_true", help="only write suite.md and the pictures again")
+    option("--list", action="store_true", help="print the stages of the plan")
     args = parser.parse_args(argv)
-    stages = args.stages.split(",")
-    for stage in stages:
-        if stage not in STAGES:
-            parser.error(f"--stages takes {', '.join(STAGES)}, got {stage!r}")
+    if args.list:
+        Console().print(list_of(PLANS[args.plan]))
+        return 0
+    if args.out is None:
+        parser.error("--out: name a folder for the results")
+    known = {stage.name: stage for plan in PLANS.values() for stage in plan}
+    stages = PLANS[args.plan]
+    if args.stages:
+        for name in args.stages.split(","):
+            if name not in known:
+                parser.error(f"--stages takes {', '.join(known)}, got {name!r}")
+        stages = [known[name] for name in args.stages.split(",")]
+    if (
+        args.previous
+        and not (args.out / "suite.json").exists()
+        and not unpack(args.previous, args.out)
+    ):
+        parser.error(f"--previous {args.previous}: there is no suite.tar.gz in it")
+    if args.page:
+        if not (args.out / "suite.json").exists():
+            parser.error(
+                f"--out {args.out}: holds no suite.json, so there is nothing to make a page of"
+            )
+        page.draw(args.out)
+        page.write(args.out, read(args.out))
+        return 0
     if not torch.cuda.is_available():
         parser.error(
             "there is no CUDA device on this machine: python -m bench.doctor says what can run"
         )
-    return run_suite(Path(args.out), stages, args.seconds, torch.device("cuda"))
+    for name in ("out", "pack"):
+        if folder := getattr(args, name):
+            make_folder(parser, f"--{name}", folder)
+    code = kernels_code()
+    before = read(args.out).get("kernels", code)
+    if before != code and not args.resume_anyway:
+        parser.error(
+            f"--out {args.out}: it was measured with other kernels ({before[:7]}, here {code[:7]}); "
+            "choose another folder for this version, or add --resume-anyway"
+        )
+    suite = Suite(args.out, torch.device("cuda"), args.resume_anyway)
+    return run_suite(suite, stages, args.seconds, args.pack)
 
 
-def work(out, device, peaks):
-    """{stage: function of the seconds left that gives its result}."""
-    found = {"tests": partial(run_tests, out)}
-    for mode in bench_kernels.ALL_MODES:
-        found[f"kernels-{mode}"] = lambda left, mode=mode: run_kernels(mode, out, device, peaks)
-    found["determinism"] = lambda left: determinism.check("triton", device, 1000)
-    for mode in SWEEP_LENGTHS:
-        found[f"sweep-{mode}"] = partial(run_sweep, mode, out)
-    rest = {
-        "profiles": run_profiles,
-        "long-context": run_long_context,
-        "metrics": run_metrics,
-        "sanitizer": run_sanitizer,
-    }
-    return found | {stage: partial(run, out) for stage, run in rest.items()}
-
-
-def run_suite(out, stages, seconds, device):
-    """Run what is missing of `stages`, each followed by a write of the record; 1 if a stage failed."""
-    console = Console(stderr=True)
-    out.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + seconds
-    file = out / "suite.json"
-    result = json.loads(file.read_text()) if file.exists() else {"stages": {}, "failed": {}}
-    result["machine"] = describe(device)
-    result["failed"] = {}
-    todo = work(out, device, result["machine"]["peaks"])
+def list_of(stages):
+    """A table of the stages of a plan."""
+    table = Table("stage", "seconds at most")
     for stage in stages:
-        left = deadline - time.monotonic()
-        if stage in result["stages"]:
-            console.print(f"{stage}: already there")
-        elif left <= 0:
-            result["failed"][stage] = "no time left: call again with the same --out"
-        else:
-            console.print(f"{stage}: {left:.0f} s left")
-            try:
-                result["stages"][stage] = todo[stage](left)
-            except (subprocess.TimeoutExpired, RuntimeError) as error:
-                result["failed"][stage] = str(error)
-        suite_record.write(out, result)
-    print((out / "suite.md").read_text())
-    for stage, reason in result["failed"].items():
-        console.print(f"{stage} failed: {reason}")
-    return 1 if result["failed"] else 0
+        table.add_row(stage.name, str(stage.seconds))
+    return table
+
+
+def read(out):
+    """The suite.json of a folder, or that of one which has nothing yet."""
+    file = Path(out) / "suite.json"
+    if not file.exists():
+        return {"machine": None, "stages": {}, "failed": {}}
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def run_suite(suite, stages, seconds, target=None):
+    """Run what is missing of `stages`, each followed by a write of the record; 1 if anything is left or failed.
+
+    Args:
+        target: where `pack` keeps the results after every stage, or None.
+    """
+    console = Console(stderr=True)
+    suite.out.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + seconds
+    install_configurations(suite.out)
+    result = read(suite.out)
+    result["machine"], result["kernels"] = machine_of(suite), kernels_code()
+    done = lambda stage: result["stages"].get(stage.name, {}).get("complete")
+    for is_second in (False, True):  # who was out of its share goes on where others left some
+        for stage in stages:
+            left = deadline - time.monotonic()
+            failed = is_second and result["stages"].get(stage.name, {}).get("passed") is False
+            if not done(stage) and not failed and left >= stage.least:
+                console.print(f"{stage.name}: {left:.0f} s left")
+                run_stage(suite, stage, left if is_second else min(left, stage.seconds), result)
+                console.print(f"  {result['stages'][stage.name]['summary']}", highlight=False)
+                keep(suite.out, result, target, console)
+    result["failed"] = {s.name: NO_TIME for s in stages if s.name not in result["stages"]}
+    page.draw(suite.out)
+    keep(suite.out, result, target, console)
+    for stage in stages:
+        if not done(stage):
+            reason = result["failed"].get(stage.name) or result["stages"][stage.name]["summary"]
+            console.print(f"{stage.name} is not complete: {reason}", highlight=False)
+    passed = [result["stages"].get(stage.name, {}).get("passed") is not False for stage in stages]
+    return 0 if all(map(done, stages)) and all(passed) else 1
+
+
+def run_stage(suite, stage, seconds, result):
+    """Run a stage and note what came of it; whatever goes wrong in it is no reason to leave out the next."""
+    start = time.monotonic()
+    try:
+        found = stage.run(suite, seconds)
+    except Exception as error:
+        found = {"complete": False, "passed": False, "summary": f"failed: {one_line(error)}"}
+    before = result["stages"].get(stage.name, {}).get("seconds", 0.0)
+    result["stages"][stage.name] = found | {"seconds": round(before + time.monotonic() - start, 1)}
+
+
+def kernels_code():
+    """SHA-256 of the code of kernels; a table of configurations is no code, since a suite measures one."""
+    root = Path(__file__).resolve().parent.parent / "kernels"
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def machine_of(suite):
+    """The machine, with peaks that are measured once for a folder."""
+    machine = describe(suite.device, peaks=False)
+    machine["peaks"] = known_peaks(suite.out / "kernels", suite.device)
+    if suite.device.type == "cuda":
+        torch.cuda.empty_cache()  # what is measured from now on is measured in other processes
+    return machine
+
+
+def install_configurations(out):
+    """Put the configurations that an earlier call measured where kernels look for them, unless some are there."""
+    for path in Path(out).glob("configurations-*.json"):
+        place = FOLDER / path.name.removeprefix("configurations-")
+        if not place.exists():
+            FOLDER.mkdir(exist_ok=True)
+            shutil.copy(path, place)
+
+
+def keep(out, result, target, console):
+    """Write the record, and pack it."""
+    page.write(out, result)
+    if target is not None:
+        for sentence in pack(out, target):
+            console.print(sentence, highlight=False)
 
 
 if __name__ == "__main__":

@@ -57,19 +57,19 @@ def _panels(rows):
     """[(title, name of the size, rows)]: of every operator and mode, the shape with the most sizes."""
     found = {}
     for row in rows:
-        family, _, size = _place(row)
+        family, _, size = place(row)
         by_family = found.setdefault((row["operator"], row["mode"]), {})
         by_family.setdefault((family, size), []).append(row)
     panels = []
     for (operator, mode), by_family in found.items():
         (family, size), chosen = max(
-            by_family.items(), key=lambda item: len({_place(row)[1] for row in item[1]})
+            by_family.items(), key=lambda item: len({place(row)[1] for row in item[1]})
         )
         panels.append((f"{operator}, {mode}\n{family}", size, chosen))
     return panels
 
 
-def _place(row):
+def place(row):
     """(the problem without its size, the size, what it is): tokens, or the batch of a single token."""
     letter, size = ("l", "tokens") if re.search(r"(^|-)l\d", row["problem"]) else ("b", "batch")
     pattern = rf"(?:^|-){letter}(\d+)"
@@ -100,10 +100,10 @@ def _draw(panels, dtype):
 
 
 def _draw_panel(ax, title, size, rows, entries):
-    sizes = sorted({_place(row)[1] for row in rows})
+    sizes = sorted({place(row)[1] for row in rows})
     for impl in dict.fromkeys(row["impl"] for row in rows):
-        mine = sorted((r for r in rows if r["impl"] == impl), key=lambda r: _place(r)[1])
-        x = [_place(row)[1] for row in mine]
+        mine = sorted((r for r in rows if r["impl"] == impl), key=lambda r: place(r)[1])
+        x = [place(row)[1] for row in mine]
         middle, low, high = np.exp([_interval(row) for row in mine]).T
         colour, marker = LOOKS.get(impl, ("#000000", "."))
         dashes = "-" if impl in OURS else (0, (4, 1.5))
@@ -111,7 +111,7 @@ def _draw_panel(ax, title, size, rows, entries):
         (entries[impl],) = ax.plot(
             x, middle, color=colour, marker=marker, markersize=4, linewidth=1.4, linestyle=dashes
         )
-    floors = {_place(row)[1]: row["floor_ms"] for row in rows if "floor_ms" in row}
+    floors = {place(row)[1]: row["floor_ms"] for row in rows if "floor_ms" in row}
     if floors:
         (entries["floor"],) = ax.plot(
             sorted(floors), [floors[n] for n in sorted(floors)], color="#000000", linewidth=1, linestyle=":"
@@ -120,7 +120,7 @@ def _draw_panel(ax, title, size, rows, entries):
     ax.set_title(title, loc="left")
     ax.xaxis.set_major_locator(FixedLocator(sizes))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda n, _: _short(int(n))))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda n, _: short(int(n))))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.10g}"))
 
 
@@ -133,5 +133,5 @@ def _interval(row):
     return mean, max(low, mean - math.log(10)), min(high, mean + math.log(10))
 
 
-def _short(n):
+def short(n):
     return f"{n // 1024}k" if n >= 1024 and n % 1024 == 0 else str(n)

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+import kernels as operators
 from bench import contenders, kernel_figure, kernel_problems, kernel_table, kernel_trial, kernels
 from bench.contenders import Contender
 from kernels.causal_attention.problem import CausalAttentionProblem
@@ -83,7 +84,7 @@ def test_gradients_are_checked_and_timed_alone():
 
 def test_one_wrong_gradient_is_enough():
     def forgets_the_bias(x, weight, bias, initial_state, activation):
-        return contenders.kernels.causal_conv1d(
+        return operators.causal_conv1d(
             x, weight, bias + 0 * bias.detach() * bias, initial_state, activation=activation, impl="torch"
         ) - 0.5 * (bias - bias.detach())[:, None]  # fmt: skip
 
@@ -99,9 +100,7 @@ def test_a_decoding_step_is_checked_with_the_state_that_it_leaves():
     assert by_name["torch"]["status"] == by_name["cpu"]["status"] == by_name["hf"]["status"] == "ok"
 
     def keeps_its_state(conv_state, **inputs):
-        return contenders.kernels.causal_conv1d_update(
-            conv_state=conv_state.clone(), **inputs, impl="torch"
-        )
+        return operators.causal_conv1d_update(conv_state=conv_state.clone(), **inputs, impl="torch")
 
     inputs = UPDATE.inputs(torch.float32, CPU)
     before = inputs["conv_state"].clone()
@@ -239,7 +238,7 @@ def test_a_second_call_measures_only_what_is_missing(tmp_path, small_grids, monk
     monkeypatch.setattr(
         kernels,
         "measure_problem",
-        lambda operator, mode, *rest: measured.append((operator, mode)) or real(operator, mode, *rest),
+        lambda operator, mode, *rest, **how: measured.append((operator, mode)) or real(operator, mode, *rest, **how),
     )  # fmt: skip
     both = kernels.run(list(small_grids), ["fp32"], CPU, PEAKS, tmp_path, progress=False)
     assert measured == [
@@ -273,7 +272,7 @@ def test_the_command_prints_a_table_and_keeps_a_picture(small_grids, capsys, tmp
     options = ["--operator", "selective_scan", "--mode", "forward", "--out", str(tmp_path)]
     assert kernels.main(options) == 0
     assert {path.name for path in tmp_path.iterdir()} == {
-        "kernels.jsonl", "kernels.md", "kernels-fp32.png",
+        "kernels.jsonl", "kernels.md", "kernels-fp32.png", "peaks.json",
     }  # fmt: skip
     out = capsys.readouterr().out
     assert str(SCAN) in out
@@ -292,6 +291,8 @@ def test_the_command_prints_a_table_and_keeps_a_picture(small_grids, capsys, tmp
         (["--dtype", ""], "--dtype"),
         (["--seqlen", "1,0"], "--seqlen"),
         (["--batch", "x"], "--batch"),
+        (["--contender", "triton,nobody"], "'nobody' is unknown"),
+        (["--out", "/dev/null/x"], "--out /dev/null/x: cannot be made"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments, named, capsys):

@@ -34,7 +34,7 @@ COMMANDS = [
         "0.1", "full", "error,timeout", "mamba=/nowhere")),
     Command("bench.doctor", ("bench.doctor.package_table",)),
     Command("bench.sessions.__main__", ("bench.sessions.__main__.stream",), right=("1", "couple", "bytes", "0")),
-    Command("bench.kernels", ("bench.kernels.measure_peaks",), right=(
+    Command("bench.kernels", ("bench.kernels.known_peaks",), right=(
         "causal_conv1d", "forward", "fp32", "quick", "64,128")),
     Command("bench.compare", takes=2, right=("0.9",), statuses=(0, 1, 2)),
     Command("bench.determinism", ("bench.determinism.check",), right=("cpu", "2")),

@@ -1,11 +1,10 @@
-"""What `bench.gpu_suite` writes of its stages: suite.json, and suite.md for people."""
+"""Results in a folder of `bench.gpu_suite` as lines of Markdown: sweeps, profiles, determinism, metrics."""
 
 import collections
 import csv
 import json
 import statistics
 
-from bench.kernel_table import markdown, rates
 from bench.records import read_run
 
 
@@ -115,36 +114,20 @@ def profile_lines(rows):
         yield f"| {row['arch']} | {row['impl']} | {row['profiler']} {numbers}| {status} |"
 
 
+def statistics_lines(found):
+    """Markdown rows of what `bench.attention_memory` wrote."""
+    yield "| tokens | way | seconds | MiB beyond the weights |"
+    yield "|---:|---|---:|---:|"
+    for row in found["rows"]:
+        if row["reason"]:
+            yield f"| {row['seqlen']} | {row['way']} | {_cell(row['reason'])} |  |"
+        else:
+            yield f"| {row['seqlen']} | {row['way']} | {row['seconds']:.3f} | {_mebibytes(row['peak_bytes'])} |"
+
+
 def _mebibytes(n):
     return "" if n is None else f"{n / 2**20:.1f}"
 
 
 def _cell(text):
     return text.replace("|", "/").replace("\n", " ")[:160]
-
-
-def write(out, result):
-    """suite.json and suite.md in the folder `out`."""
-    (out / "suite.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    machine, stages = result["machine"], result["stages"]
-    gpu = machine["gpu"]
-    lines = [
-        f"# {gpu['name'] if gpu else machine['cpu']}, revision {machine['git']['revision']}",
-        "",
-        f"torch {machine['versions']['torch']}, triton {machine['versions'].get('triton')}, {rates(machine['peaks'])}.",
-    ]
-    for name, found in stages.items():
-        lines += ["", f"## {name}", ""]
-        if name.startswith("kernels"):
-            lines += markdown(found, machine["peaks"]).splitlines()[2:]
-        elif name.startswith("sweep"):
-            lines += sweep_lines(found)
-        elif name == "profiles":
-            lines += profile_lines(found)
-        elif name == "determinism":
-            lines += determinism_lines(found)
-        else:
-            lines.append(found["summary"])
-    for name, reason in result["failed"].items():
-        lines += ["", f"{name}: not measured, because {_cell(reason)}"]
-    (out / "suite.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
