@@ -10,7 +10,6 @@ import importlib
 import json
 import multiprocessing
 import os
-import pickle
 from contextlib import contextmanager
 
 from bench.records import one_line
@@ -76,7 +75,7 @@ class Compiler:
 
     def submit(self, requests, soon=False):
         """Begin to compile, `soon`: beside what waits in line. Returns keys for `wait`."""
-        keys = [pickle.dumps(request) for request in requests]
+        keys = [repr(request) for request in requests]
         pool = self._express if soon else self._line
         for key, request in zip(keys, requests, strict=True):
             if key not in self._answers:
