@@ -181,7 +181,7 @@ def _unknown(given, main):
     if not _gpu(main):
         found.append(
             "**Everything on a GPU: not measured yet.** One command measures it, resumable: `python -m bench.gpu_suite "
-            "--out DIR`; then `python -m analysis.findings DIR` writes this page from it."
+            "--plan answer --out DIR`; then `python -m analysis.findings DIR` writes this page from it."
         )
     found += [s for s in headline(main.results) if s.startswith(UNTIMED)]
     longest = int(cells[cells.status == "ok"].seqlen.max())
