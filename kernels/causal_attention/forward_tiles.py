@@ -8,6 +8,9 @@ three quarters, so headdim 128 takes those; headdim 64 takes blocks small enough
 multiprocessor, and one computes exponentials while the other multiplies. In float32 every product is three, and q, k
 and v lie there in two parts each: shared memory is the bound, so the tiles are the largest that fit.
 
+Copies of a block are issued at the end of a trip. With two stages the next trip waits for them at once; with three they
+have a trip of their own, so three it is wherever they fit.
+
 PIECE is the part of headdim that is in registers at once.
 """
 
@@ -16,8 +19,8 @@ HALF = {
     9: {
         64: (128, 64, 64, 8, 3),
         96: (128, 64, 32, 8, 3),
-        128: (128, 128, 64, 8, 2),
-        192: (128, 64, 64, 8, 2),
+        128: (128, 128, 64, 8, 3),
+        192: (128, 64, 64, 8, 3),
         256: (128, 64, 128, 8, 2),
     },
     10: {64: (128, 64, 64, 8, 3), 128: (128, 64, 128, 8, 3), 256: (128, 64, 128, 8, 2)},
@@ -69,7 +72,7 @@ TRIED_HALF = {
             (128, 64, 64, 8, 3),
             (128, 64, 128, 8, 2),
             (128, 64, 128, 8, 3),
-            (128, 128, 64, 8, 3),
+            (128, 128, 64, 8, 2),
             (64, 64, 64, 4, 2),
             (128, 64, 128, 8, 3, L),
             (128, 64, 128, 8, 3, D),
@@ -83,7 +86,7 @@ TRIED_HALF = {
             (128, 128, 128, 4, 2, D, W),
         ),
         192: (
-            (128, 64, 64, 8, 3),
+            (128, 64, 64, 8, 2),
             (128, 64, 64, 8, 2, D),
             (128, 64, 64, 8, 3, D),
             (128, 64, 64, 8, 2, D, L),
