@@ -30,6 +30,7 @@ class MachineCode:
         warps: of a block; None where the code does not tell (a binary's launch decides).
         instructions: (address, opcode, operands), in order.
         spills: instructions that move a register to or from local memory.
+        main: an opcode that only the main loop holds, where its size does not tell it.
     """
 
     name: str
@@ -39,6 +40,7 @@ class MachineCode:
     shared_bytes: int
     instructions: list = field(repr=False)
     warps: int | None = None
+    main: str | None = None
 
     @property
     def spills(self):
@@ -66,6 +68,8 @@ class MachineCode:
 
         With tensor-core instructions, the smallest of the loops that have most of them: it is the one without masks.
         """
+        if named := [loop for loop in self.innermost_loops if self.main and loop[self.main]]:
+            return max(named, key=Counter.total)
         matrix = max(map(_matrix, self.innermost_loops), default=0)
         if matrix:
             loops = [loop for loop in self.innermost_loops if _matrix(loop) == matrix]

@@ -52,7 +52,7 @@ def compile_case(case, target="sm_90"):
         case: dict with `name`, `kernel` (a `triton.jit` function), `signature` ({argument: type}, a tuple of types
             for a tuple of strides), `constexprs`, `num_warps`, `num_stages`, and optionally `unaligned`: the
             arguments that are not multiples of 16 (all pointers and integers else are, as in a real launch), and
-            `targets`: the targets that the configuration is for, if not all.
+            `targets`: the targets that the configuration is for, if not all, and `main`: as in MachineCode.
         target: a key of TARGETS.
 
     Returns:
@@ -75,6 +75,7 @@ def compile_case(case, target="sm_90"):
     options |= {"maxnreg": case["maxnreg"]} if "maxnreg" in case else {}
     compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
     fields = {"shared_bytes": compiled.metadata.shared, "warps": case["num_warps"]}
+    fields |= {"main": case.get("main")}
     if "cubin" in compiled.asm:
         return read_cubin(compiled.asm["cubin"], case["name"], target, **fields)
     return read_amd(compiled.asm["amdgcn"], case["name"], target, **fields)

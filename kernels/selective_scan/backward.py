@@ -364,12 +364,9 @@ def _static_case(name, kernel, args):
         part = "bwd"
         work = {"tokens": args["TOKENS"], "states": args["GROUP"], "channels": args["BLOCK_D"]}
     options = {name: args[name] for name in ("num_warps", "num_stages", "maxnreg") if name in args}
-    return {
-        "name": f"selective_scan_{part}-{name}",
-        "work": work,
-        **static_case(kernel, args),
-        **options,
-    }
+    case = {"name": f"selective_scan_{part}-{name}", "work": work} | static_case(kernel, args)
+    # only the walk over the states of a chunk exchanges among lanes
+    return case | options | ({"main": "SHFL"} if part == "bwd" else {})
 
 
 def _launches(problem, dtype, pieces, packed):
