@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -90,6 +91,16 @@ def test_the_main_loop_is_the_largest_innermost_one():
         ("BRA", " 0x40"),
         ("BRA", " 0x10"),
     )
+    assert code.main_loop == Counter({"LDG": 1, "FFMA": 1, "BRA": 1})
+
+
+def test_an_opcode_can_name_the_main_loop():
+    small = [("SHFL", ""), ("BRA", " 0x10")]
+    code = compiled(("MOV", ""), *small, ("LDG", ""), ("FFMA", ""), ("BRA", " 0x30"))
+    assert code.main_loop == Counter({"LDG": 1, "FFMA": 1, "BRA": 1})
+    code = replace(code, main="SHFL")
+    assert code.main_loop == Counter({"SHFL": 1, "BRA": 1})
+    code = replace(code, main="HGMMA")  # other targets have other names: size decides
     assert code.main_loop == Counter({"LDG": 1, "FFMA": 1, "BRA": 1})
 
 
