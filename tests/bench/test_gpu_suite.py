@@ -11,7 +11,7 @@ import torch
 from bench import contenders, gpu_suite, kernel_rows, options, preflight, profilers
 from bench.kernel_problems import problems
 from bench.kernels import CONTEXT_LOST
-from bench.suite import models, plans, stages
+from bench.suite import models, page, plans, stages
 from bench.suite import pack as packing
 from bench.suite.pack import ARCHIVE, FILES, pack, unpack
 from bench.suite.plans import PLANS, Stage
@@ -155,18 +155,18 @@ def test_the_page_tells_version_idea_predicted_measured(tmp_path):
     (tmp_path / "counters").mkdir()
     (tmp_path / "counters" / "scan.md").write_text("# scan\n\n| x |\n")
     gpu_suite.run_suite(suite_at(tmp_path), [stage("tests", [])], 100)
-    page = (tmp_path / "suite.md").read_text()
-    heads = [line for line in page.splitlines() if line.startswith("## ")]
+    text = (tmp_path / "suite.md").read_text()
+    heads = [line for line in text.splitlines() if line.startswith("## ")]
     assert heads == ["## Version", "## Idea", "## Predicted", "## Measured"]
-    assert "selective_scan_fwd-bf16" in page
-    assert "2 measured entries in configurations-nvidia-h200.json" in page
+    assert "selective_scan_fwd-bf16" in text
+    assert "2 measured entries in configurations-nvidia-h200.json" in text
     # 2 and 1/2
     assert (
         "| selective_scan | forward | bf16 | mamba-ssm | 2 | 1.00 | 0.50 | b1-l1024-d64 | 1.5 |"
-        in page
+        in text
     )
-    assert "| b1-h8-l64-d64 | bf16 | 6 | 2 | 3.00 |" in page
-    assert "#### scan" in page
+    assert "| b1-h8-l64-d64 | bf16 | 6 | 2 | 3.00 |" in text
+    assert "#### scan" in text
     assert (tmp_path / "kernels" / "ratios-selective_scan.png").stat().st_size > 10_000
     assert {line.count("|") for line in page.against_peers(rows)} == {10}
 
