@@ -11,7 +11,10 @@ import pytest
 import torch
 
 import kernels
-from bench import tune, tune_problems, tune_records, tune_table
+from bench import tune
+from bench.tuning import problems as tuning_problems
+from bench.tuning import records as tuning_records
+from bench.tuning import table as tuning_table
 from bench.tuning.case import Case, Prepared, Stand, prepare
 from bench.tuning.race import race, survivors
 from kernels import tuning
@@ -90,7 +93,7 @@ def toy(monkeypatch, tmp_path):
     monkeypatch.setitem(tuning.KERNELS, KERNEL, ("causal_conv1d", "forward", "toy_kernel"))
     monkeypatch.setattr(kernels, "causal_conv1d", toy.run)
     monkeypatch.setattr(tune, "code", lambda kernel: "1")
-    monkeypatch.setattr(tune_records, "code", lambda kernel: "1")
+    monkeypatch.setattr(tuning_records, "code", lambda kernel: "1")
     monkeypatch.setattr(tuning, "FOLDER", tmp_path / "configurations")
     return toy
 
@@ -117,7 +120,7 @@ def test_the_fastest_is_found_and_confirmed(toy):
     assert record["same"] == {"dtype": "torch.float32"}
     # fresh samples: the final did not decide alone
     assert len(record["rows"][1]["confirmed_ms"]) == len(record["rows"][0]["confirmed_ms"]) == 12
-    text = " ".join(tune_table.cells(record))
+    text = " ".join(tuning_table.cells(record))
     assert "0.80" in text
     assert "BLOCK 64 -> 32, cost 0.8" in text
     assert text.endswith("3 / 0")
@@ -144,10 +147,10 @@ def test_less_than_one_percent_is_no_winner(toy):
     record = raced(toy, {"cost": 0.995})
     assert record["best"] == {}
     assert record["ratio"]["high"] < 1  # known to be faster, but by too little
-    assert "nothing: not faster by 1 % (cost 0.995)" in tune_table.cells(record)
+    assert "nothing: not faster by 1 % (cost 0.995)" in tuning_table.cells(record)
     slower = raced(toy, {"cost": 1.1})
     assert (slower["best"], slower["ratio"]) == ({}, None)
-    assert "nothing: it is the fastest" in tune_table.cells(slower)
+    assert "nothing: it is the fastest" in tuning_table.cells(slower)
 
 
 def test_what_fails_is_a_row_with_its_reason(toy):
@@ -168,7 +171,7 @@ def test_what_fails_is_a_row_with_its_reason(toy):
     assert reasons[7] == "the process ended while it ran"
     assert DEFAULT | {"cost": 0.1} not in toy.tried
     assert (
-        tune_table.tried(record) == "8 / 6: 2 uncompiled, 1 resources, 1 oom, 1 inaccurate, 1 fatal"
+        tuning_table.tried(record) == "8 / 6: 2 uncompiled, 1 resources, 1 oom, 1 inaccurate, 1 fatal"
     )
 
 
@@ -190,7 +193,7 @@ def test_a_default_that_fails_has_no_winner(toy):
     record = raced(toy, {"cost": 0.5}, failed=[DEFAULT])
     assert (record["best"], record["default_ms"]) == ({}, None)
     assert record["reason"] == "the default cannot be timed: the process ended while it ran"
-    assert tune_table.cells(record)[3:6] == ["", "", ""]
+    assert tuning_table.cells(record)[3:6] == ["", "", ""]
 
 
 def todo(*problems):
@@ -206,19 +209,19 @@ def test_cases_are_kept_and_the_time_is_a_limit(toy, tmp_path):
     toy.seconds = 200
     assert tuned(toy, tmp_path) == 1
     assert not (tmp_path / "trying.json").exists()  # nobody is to blame
-    records, ended = tune_records.read(tmp_path)
+    records, ended = tuning_records.read(tmp_path)
     assert [record["problem"] for record in records] == [str(SHORT)]
     assert ended == []
     assert (records[0]["gpu"], records[0]["code"]) == ("Toy 1", "1")
     toy.seconds = 1e9
     assert tuned(toy, tmp_path, LONG) == 0
-    assert [record["problem"] for record in tune_records.read(tmp_path)[0]] == [
+    assert [record["problem"] for record in tuning_records.read(tmp_path)[0]] == [
         str(SHORT),
         str(LONG),
     ]
     with (tmp_path / "tune.jsonl").open("a") as file:
         file.write('{"kernel": "torn')
-    assert len(tune_records.read(tmp_path)[0]) == 2
+    assert len(tuning_records.read(tmp_path)[0]) == 2
 
 
 def test_a_case_ends_where_the_time_is_over(toy, tmp_path):
@@ -226,7 +229,7 @@ def test_a_case_ends_where_the_time_is_over(toy, tmp_path):
     toy.seconds = 100  # a sample is a second, and a case takes more than that
     assert tuned(toy, tmp_path) == 2
     assert -5 <= toy.seconds <= 0
-    assert tune_records.read(tmp_path) == ([], [])
+    assert tuning_records.read(tmp_path) == ([], [])
 
 
 def test_who_ended_a_process_is_left_out(toy, tmp_path):
@@ -234,12 +237,12 @@ def test_who_ended_a_process_is_left_out(toy, tmp_path):
     with pytest.raises(RuntimeError), tune.watching(tmp_path)(todo()[0], DEFAULT | {"cost": 0.5}):
         raise RuntimeError("the device is lost")
     assert tuned(toy, tmp_path) == 0
-    records, ended = tune_records.read(tmp_path)
+    records, ended = tuning_records.read(tmp_path)
     assert [e["configuration"] for e in ended] == [DEFAULT | {"cost": 0.5}]
     assert status(records[0]) == ["ok", "fatal", "ok"]
     assert status(records[1]) == ["ok", "ok", "ok"]  # another problem
     assert tuned(toy, tmp_path, SHORT) == 0  # and ever after
-    assert status(tune_records.read(tmp_path)[0][0]) == ["ok", "fatal", "ok"]
+    assert status(tuning_records.read(tmp_path)[0][0]) == ["ok", "fatal", "ok"]
 
 
 def test_who_is_interrupted_is_not_to_blame(tmp_path):
@@ -276,10 +279,10 @@ def test_a_case_that_cannot_be_measured_is_a_record(toy, tmp_path, monkeypatch):
     elsewhere = lambda impl, **inputs: real_conv1d(**inputs, impl="torch")
     monkeypatch.setattr(kernels, "causal_conv1d", elsewhere)
     assert tuned(toy, tmp_path, SHORT) == 0
-    (record,) = tune_records.read(tmp_path)[0]
+    (record,) = tuning_records.read(tmp_path)[0]
     assert (record["rows"], record["default_ms"]) == ([], None)
     assert record["reason"] == f"ValueError: {SHORT} is computed without {KERNEL}"
-    assert tune_records.write_tables([record]) == []
+    assert tuning_records.write_tables([record]) == []
 
 
 def test_a_lost_device_ends_the_process(monkeypatch):
@@ -345,7 +348,7 @@ def test_a_failure_of_other_code_is_forgiven(toy, tmp_path):
     note = todo()[0].named | {"configuration": DEFAULT | {"cost": 0.5}, "code": "an older one"}
     (tmp_path / "trying.json").write_text(json.dumps(note))
     tuned(toy, tmp_path, SHORT)
-    assert status(tune_records.read(tmp_path)[0][0]) == ["ok", "ok"]
+    assert status(tuning_records.read(tmp_path)[0][0]) == ["ok", "ok"]
 
 
 def test_winners_and_defaults_become_the_table_of_the_gpu(toy, tmp_path):
@@ -353,8 +356,8 @@ def test_winners_and_defaults_become_the_table_of_the_gpu(toy, tmp_path):
     tuned(toy, tmp_path, SHORT)
     toy.candidates = [{"cost": 1.2}]
     tuned(toy, tmp_path, LONG)
-    records = tune_records.read(tmp_path)[0]
-    (path,) = tune_records.write_tables(records)
+    records = tuning_records.read(tmp_path)[0]
+    (path,) = tuning_records.write_tables(records)
     assert path == tuning.FOLDER / "toy-1.json"
     table = tuning.table_of("Toy 1")
     assert {"gpu", "date", "git", "versions", "entries"} == table.keys()
@@ -368,13 +371,13 @@ def test_winners_and_defaults_become_the_table_of_the_gpu(toy, tmp_path):
 def test_entries_of_other_traits_stay(toy, tmp_path):
     toy.candidates = [{"cost": 0.8}]
     tuned(toy, tmp_path, SHORT)
-    records = tune_records.read(tmp_path)[0]
-    old = tune_records.entry(records[0]) | {"configuration": {"BLOCK": 1}}
+    records = tuning_records.read(tmp_path)[0]
+    old = tuning_records.entry(records[0]) | {"configuration": {"BLOCK": 1}}
     others = [old | {"near": {"seqlen": 99}}, old | {"kernel": "ssd_scan_fwd"}]
     tuning.FOLDER.mkdir()
     file = tuning.FOLDER / "toy-1.json"
     file.write_text(json.dumps({"gpu": "Toy 1", "entries": [old, *others]}))
-    tune_records.write_tables(records)
+    tuning_records.write_tables(records)
     entries = tuning.table_of("Toy 1")["entries"]
     assert all(other in entries for other in others)
     assert old not in entries
@@ -384,23 +387,23 @@ def test_entries_of_other_traits_stay(toy, tmp_path):
 
 def test_records_of_other_code_do_not_count(toy, tmp_path, monkeypatch):
     tuned(toy, tmp_path, SHORT)
-    records = tune_records.read(tmp_path)[0]
-    assert tune_records.of_this_code(records) == records
-    monkeypatch.setattr(tune_records, "code", lambda kernel: "2")
-    assert tune_records.of_this_code(records) == []
+    records = tuning_records.read(tmp_path)[0]
+    assert tuning_records.of_this_code(records) == records
+    monkeypatch.setattr(tuning_records, "code", lambda kernel: "2")
+    assert tuning_records.of_this_code(records) == []
 
 
 def test_the_code_of_a_kernel_is_what_its_folder_imports(monkeypatch):
     read = []
-    real = tune_records.Path.read_bytes
+    real = tuning_records.Path.read_bytes
     monkeypatch.setattr(
-        tune_records.Path, "read_bytes", lambda path: read.append(path.parent.name) or real(path)
+        tuning_records.Path, "read_bytes", lambda path: read.append(path.parent.name) or real(path)
     )
-    tune_records.code.cache_clear()
-    first = tune_records.code("attention_statistics")
+    tuning_records.code.cache_clear()
+    first = tuning_records.code("attention_statistics")
     assert {"attention_statistics", "causal_attention", "kernels"} <= set(read)
     assert "causal_conv1d" not in read
-    assert first != tune_records.code("causal_conv1d_bwd")
+    assert first != tuning_records.code("causal_conv1d_bwd")
 
 
 def test_without_a_gpu_there_is_one_line(capsys, tmp_path, monkeypatch):
@@ -450,20 +453,20 @@ def test_bad_arguments_are_one_line(arguments, named, capsys):
 
 
 def test_every_kernel_has_problems_and_a_place_in_the_order():
-    assert sorted(tune_problems.ORDER) == sorted(tuning.KERNELS)
+    assert sorted(tuning_problems.ORDER) == sorted(tuning.KERNELS)
     for kernel in tuning.KERNELS:
-        found = tune_problems.problems(kernel)
+        found = tuning_problems.problems(kernel)
         assert len(set(map(str, found))) == len(found) >= 2
 
 
-@pytest.mark.parametrize("kernel", tune_problems.ORDER)
+@pytest.mark.parametrize("kernel", tuning_problems.ORDER)
 def test_candidates_are_whole_different_and_few(kernel):
     """A name that only the default has would stay as the default has it."""
     try:
         candidates = tune.candidates(kernel)
     except NotImplementedError as error:
         pytest.skip(str(error))
-    for problem in tune_problems.problems(kernel):
+    for problem in tuning_problems.problems(kernel):
         for dtype in (torch.bfloat16, torch.float32):
             found = candidates(kernel, problem, dtype, 9)  # none where another kernel computes that
             names = found[0].keys() if found else ()
