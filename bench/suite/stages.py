@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -51,8 +52,12 @@ def logged(command, log, seconds):
 
     It is asked to end as by Ctrl-C, and after GRACE_S it is killed with everything that it started.
     """
+    # what a shell starts in the background ignores Ctrl-C, and so would all that it starts
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with log.open("a") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, start_new_session=True, preexec_fn=heed
+        )
         try:
             code = process.wait(max(seconds, 0.1))
         except subprocess.TimeoutExpired:

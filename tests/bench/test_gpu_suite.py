@@ -134,8 +134,8 @@ def test_a_folder_of_other_kernels_is_refused(tmp_path, monkeypatch, capsys):
 
 def test_no_stage_starts_without_time(tmp_path):
     ran = []
-    stages = [stage("long", ran, least=30), stage("short", ran, least=5)]
-    assert gpu_suite.run_suite(suite_at(tmp_path), stages, 20) == 1
+    plan = [stage("long", ran, least=30), stage("short", ran, least=5)]
+    assert gpu_suite.run_suite(suite_at(tmp_path), plan, 20) == 1
     assert ran == [("short", 20)]
     failed = json.loads((tmp_path / "suite.json").read_text())["failed"]
     assert failed == {"long": "no time left: call again with the same --out"}
@@ -392,13 +392,13 @@ def test_a_small_plan_runs_on_a_cpu(tmp_path):
         device="cpu",
     )  # fmt: skip
     operators = ("causal_conv1d_update",)
-    stages = [
+    plan = [
         Stage("preflight", 60, lambda s, left: stages.run_preflight(s, left, operators, ("decode",), ("fp32",))),
         Stage("kernels", 60, lambda s, left: stages.run_kernels(
             s, left, operators, "decode", ("fp32",), "scan", ("torch", "copy"), 0.02)),
         Stage("sweep", 120, lambda s, left: models.run_sweep(s, left, sweep)),
     ]  # fmt: skip
-    assert gpu_suite.run_suite(suite_at(tmp_path), stages, 200) == 0
+    assert gpu_suite.run_suite(suite_at(tmp_path), plan, 200) == 0
     found = json.loads((tmp_path / "suite.json").read_text())["stages"]
     assert found["preflight"]["summary"].startswith("1 of 1 kernels were tried")
     assert found["kernels"]["summary"] == "3 of 3 problems"

@@ -41,7 +41,7 @@ COMMANDS = [
     Command("analysis.metrics", ("analysis.metrics.compute",), takes=1, right=("full", "hidden,shifts", "2", "0")),
     Command("analysis.report.__main__", ("analysis.report.__main__.build",), takes=1),
     Command("analysis.export", takes=1, right=("csv", "cells", "samples", "metrics")),
-    Command("profiles.static", ("profiles.static.all_cases",), right=("sm_90", "scan")),
+    Command("profiles.static", ("profiles.static.all_cases", "profiles.candidates.listed"), right=("sm_90", "scan")),
     Command("profiles.timeline", takes=1, right=("2", "diff", "crossover", ".*")),
     Command("profiles.capture", ("profiles.capture.make_plan", "profiles.capture.capture"), takes=1, right=(
         "torch", "mamba-cpu-tiny-64", "1", "tiny", "64")),
