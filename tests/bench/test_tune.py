@@ -171,7 +171,8 @@ def test_what_fails_is_a_row_with_its_reason(toy):
     assert reasons[7] == "the process ended while it ran"
     assert DEFAULT | {"cost": 0.1} not in toy.tried
     assert (
-        tuning_table.tried(record) == "8 / 6: 2 uncompiled, 1 resources, 1 oom, 1 inaccurate, 1 fatal"
+        tuning_table.tried(record)
+        == "8 / 6: 2 uncompiled, 1 resources, 1 oom, 1 inaccurate, 1 fatal"
     )
 
 
