@@ -23,7 +23,6 @@ kernels/configurations/<gpu>.json; DIR/profiles/.gitignore leaves the raw traces
 """
 
 import argparse
-import hashlib
 import json
 import shutil
 import sys
@@ -36,7 +35,7 @@ from rich.table import Table
 
 from bench.cli import Parser, one, seconds
 from bench.kernel_rows import known_peaks, make_folder
-from bench.machine import describe
+from bench.machine import describe, digest_of
 from bench.records import one_line
 from bench.suite import page
 from bench.suite.pack import pack, unpack
@@ -183,11 +182,7 @@ def run_stage(suite, stage, seconds, result):
 
 def kernels_code():
     """SHA-256 of the code of kernels; a table of configurations is no code, since a suite measures one."""
-    root = Path(__file__).resolve().parent.parent / "kernels"
-    digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()
+    return digest_of("kernels", ("*.py",))
 
 
 def machine_of(suite):

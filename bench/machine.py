@@ -126,15 +126,16 @@ def git_state():
 
 def code_state():
     """{folder: SHA-256 of the files that decide what is measured and how}: what git calls dirty may be a text."""
+    return {folder: digest_of(folder) for folder in CODE}
+
+
+def digest_of(folder, kinds=("*.py", "*.json")):
+    """SHA-256 of the names and contents of the files of a folder of the lab."""
     root = Path(__file__).resolve().parent.parent
-    found = {}
-    for folder in CODE:
-        digest = hashlib.sha256()
-        files = (f for kind in ("*.py", "*.json") for f in (root / folder).rglob(kind))
-        for file in sorted(files):
-            digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() + b"\0")
-        found[folder] = digest.hexdigest()
-    return found
+    digest = hashlib.sha256()
+    for file in sorted(f for kind in kinds for f in (root / folder).rglob(kind)):
+        digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def measure_peaks(device):
