@@ -56,9 +56,7 @@ def compile_request(request):
         kernel = getattr(importlib.import_module(module), function)
         source = ASTSource(kernel, signature, constants, attributes)
         triton.compile(source, target=GPUTarget(*target), options=options)
-    except (
-        Exception
-    ) as error:  # of Triton's own, of LLVM, of ptxas: a reason that stands in a table
+    except Exception as error:  # of Triton, LLVM or ptxas: a reason that stands in a table
         return one_line(error)
     return ""
 

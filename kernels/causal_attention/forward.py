@@ -71,9 +71,8 @@ def causal_attention_fwd_kernel(
     inside = offs_m < seqlen_q - first_m
     m_i = tl.full((BLOCK_M,), LOWEST, dtype=tl.float32)
     l_i = tl.zeros((BLOCK_M,), dtype=tl.float32)
-    if (
-        WARP_SPECIALIZE
-    ):  # shares a block out to groups of warps, if the copy engine brings and takes it
+    if WARP_SPECIALIZE:
+        # Triton shares a block out to groups of warps if the copy engine brings and takes it
         q_source = describe(q_ptr, q_strides, seqlen_q, HEADDIM, PIECE, BLOCK_M)
         o_source = describe(o_ptr, o_strides, seqlen_q, HEADDIM, PIECE, BLOCK_M)
     else:
